@@ -1,0 +1,54 @@
+"""One peer: peek, split, deliver, consume."""
+
+from __future__ import annotations
+
+from .counters import Counters
+from .framing import Framing, Split
+from .sink import Sink
+from .streams import Stream
+
+
+class Connection:
+    """The loop between a stream and a sink.
+
+    Nothing is consumed that the sink has not acknowledged, so at every instant each byte is in the
+    kernel or in the sink. At most one delivery is outstanding.
+    """
+
+    def __init__(self, peer: str, stream: Stream, framing: Framing, sink: Sink, counters: Counters) -> None:
+        self.peer = peer
+        self.stream = stream
+        self._framing = framing
+        self._sink = sink
+        self._counters = counters
+
+    async def run(self) -> None:
+        """Return when the peer has ended and everything it sent is in the sink."""
+        stream = self.stream
+        while await stream.readable():
+            await self._sink.room()
+            split = self._framing.split(stream.peek(), final=bool(stream.final))
+            if split.records:
+                await self._deliver(split)
+            stream.consume(split.used, more=split.more)
+
+    def close(self) -> None:
+        """Let go of the peer and the sink."""
+        self.stream.close()
+        self._sink.close()
+
+    async def _deliver(self, split: Split) -> None:
+        counters, count = self._counters, len(split.records)
+        counters.records_received += count
+        counters.bytes_received += split.size
+        counters.records_in_flight += count
+        counters.bytes_in_flight += split.size
+        if split.cuts:
+            counters.records_cut["size"] += split.cuts
+        if split.fragment:
+            counters.records_cut[self.stream.final] += 1
+        await self._sink.deliver(split.records, split.size)
+        counters.records_in_flight -= count
+        counters.bytes_in_flight -= split.size
+        counters.records_delivered += count
+        counters.bytes_delivered += split.size

@@ -1,0 +1,240 @@
+"""Peek and consume: what a connection reads from, while the kernel keeps the bytes (recv(2), tcp(7), epoll(7)).
+
+A stream's life is a loop of four calls, made from one task::
+
+    while await stream.readable():
+        data = stream.peek()
+        stream.consume(used)    # at most len(data)
+    stream.close()
+
+Peeked bytes stay in the kernel until they are consumed: a process that dies in between has lost nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import select
+import socket
+import struct
+from contextlib import suppress
+from fcntl import ioctl
+from termios import FIONREAD
+from typing import Protocol, Self
+
+_QUIET_SECONDS = 1.0
+"""A peer that was told to end and has been silent for so long, with nothing of its own pending, has ended.
+
+It must outlast a round trip. An idle rsyslog answers a half-close only when it next has something to send."""
+
+_UNFINISHED_PEEK_SECONDS = 0.005
+"""How far apart the peeks at one unfinished record are: a peer that drips costs at most 200 a second."""
+
+_EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
+_HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
+
+
+class Stream(Protocol):
+    """A peer's bytes in order, each shown until it is consumed."""
+
+    final: str
+    """Why nothing will join the bytes last peeked: ``eof``, ``reset``, ``quiet``, ``urgent``; empty while more may."""
+    ended: str
+    """Why the stream ended: ``eof``, ``reset``, ``timeout``, ``quiet``, ``error``; empty while it has not."""
+
+    async def readable(self) -> bool:
+        """Wait until a peek may show more than the last one did; False once all is consumed and the peer has ended."""
+
+    def peek(self) -> bytes:
+        """Return every byte that is there and not consumed; empty when there is none after all."""
+
+    def consume(self, size: int, *, more: bool = False) -> None:
+        """Take the first `size` of the bytes last peeked off the stream.
+
+        `more` says that the rest is worth another look as it is; else the next one waits for bytes to join it.
+        """
+
+    def half_close(self) -> None:
+        """Tell the peer to end. What it sends until then is still read; silence counts as its end."""
+
+    def unconsumed(self) -> int:
+        """How many bytes are there and not consumed."""
+
+    def close(self) -> None:
+        """Let go of the peer. What is not consumed is lost."""
+
+
+class Poller:
+    """One edge-triggered epoll for all plain streams, itself watched by one `add_reader`.
+
+    Adding and removing a reader for each message costs 34 µs a message at 1,000 connections; this 11.
+    """
+
+    def __init__(self, largest_read_bytes: int) -> None:
+        self._epoll = select.epoll()
+        self._streams: dict[int, PlainStream] = {}
+        # A new buffer for each read would be mapped and faulted in anew: 264 µs for 450 kB, against 29.
+        self.scratch = memoryview(bytearray(largest_read_bytes))
+
+    def __enter__(self) -> Self:
+        asyncio.get_running_loop().add_reader(self._epoll.fileno(), self._sweep)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._epoll.fileno())
+        self._epoll.close()
+
+    def watch(self, fd: int, stream: PlainStream) -> None:
+        """Tell `stream` of every edge on `fd` from now on, beginning with how it stands."""
+        self._streams[fd] = stream
+        self._epoll.register(fd, _EVENTS)
+
+    def forget(self, fd: int) -> None:
+        """Stop watching `fd`, which is still open."""
+        self._epoll.unregister(fd)
+        del self._streams[fd]
+
+    def _sweep(self) -> None:
+        streams = self._streams
+        for fd, events in self._epoll.poll(0):
+            # An earlier event of this sweep cannot have closed the stream: it only wakes tasks.
+            streams[fd].notice(events)
+
+
+class PlainStream:
+    """A `Stream` over a TCP socket, which it makes non-blocking and owns."""
+
+    def __init__(self, sock: socket.socket, poller: Poller) -> None:
+        sock.setblocking(False)
+        # Without it the urgent byte is taken out of the stream.
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
+        self.final = ""
+        self.ended = ""
+        self._sock = sock
+        self._poller = poller
+        self._scratch = poller.scratch
+        self._loop = asyncio.get_running_loop()
+        self._waiter: asyncio.Future[None] | None = None
+        self._more = False
+        """Whether a peek may show more than the last one did."""
+        self._last = ""
+        """Set when the peer has ended: all it sent is in the kernel. Becomes `final`, then `ended`."""
+        self._urgent = False
+        self._quiet = False
+        self._left = 0
+        """How many of the bytes last peeked are not consumed."""
+        self._not_before = 0.0
+        self._low_water = 1
+        poller.watch(sock.fileno(), self)
+
+    def notice(self, events: int) -> None:
+        """Take note of what epoll saw."""
+        self._more = True
+        if events & _HANGUP:
+            self._last = "reset" if events & select.EPOLLERR else "eof"
+        if events & select.EPOLLPRI:
+            self._urgent = True
+        self._wake()
+
+    async def readable(self) -> bool:
+        """See `Stream`."""
+        if self._last and self.final == self._last and not self._left:
+            self.ended = self._last
+        if self.ended:
+            return False
+        if self.final and self._left:
+            return True
+        if self._not_before and (pause := self._not_before - self._loop.time()) > 0:
+            await asyncio.sleep(pause)
+        if not self._more:
+            await self._wait()
+        return True
+
+    async def _wait(self) -> None:
+        """Wait for an edge with more bytes than are left; after a half-close, only so long."""
+        if self._low_water != self._left + 1:
+            # The kernel looks at once whether the new mark is reached, so no edge is missed (tcp_set_rcvlowat).
+            self._low_water = self._left + 1
+            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._low_water)
+        while not self._more:
+            self._waiter = self._loop.create_future()
+            timer = self._loop.call_later(_QUIET_SECONDS, self._fall_quiet) if self._quiet else None
+            try:
+                await self._waiter
+            finally:
+                self._waiter = None
+                if timer:
+                    timer.cancel()
+
+    def _fall_quiet(self) -> None:
+        self._last = self._last or "quiet"
+        self._more = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    def peek(self) -> bytes:
+        """See `Stream`."""
+        last = self._last
+        try:
+            # Asked before the peek, so that only an urgent mark can make the peek show less.
+            waiting = self.unconsumed() if self._urgent else 0
+            size = self._sock.recv_into(self._scratch, 0, socket.MSG_PEEK)
+        except BlockingIOError:
+            self._more = False
+            if last:
+                self.ended = last
+            return b""
+        except ConnectionResetError:
+            self.ended = "reset"
+            return b""
+        except TimeoutError:
+            self.ended = "timeout"
+            return b""
+        except OSError:
+            self.ended = "error"
+            return b""
+        if not size:
+            self.ended = "eof"
+            return b""
+        whole = size < len(self._scratch)
+        self._more = not whole
+        self.final = ""
+        if size < min(waiting, len(self._scratch)):
+            self.final = "urgent"
+            self._more = True
+        elif last == "quiet" and size > self._left:
+            self._last = ""
+        elif last and whole:
+            self.final = last
+        self._left = size
+        return bytes(self._scratch[:size])
+
+    def consume(self, size: int, *, more: bool = False) -> None:
+        """See `Stream`."""
+        self._left -= size
+        self._more = self._more or more
+        if size:
+            self._not_before = 0.0
+            # MSG_TRUNC drops the bytes without copying them; recv_into still wants room for them.
+            self._sock.recv_into(self._scratch, size, socket.MSG_TRUNC)
+        elif self._left:
+            self._not_before = self._loop.time() + _UNFINISHED_PEEK_SECONDS
+
+    def half_close(self) -> None:
+        """See `Stream`."""
+        self._quiet = True
+        # A peer that has reset the connection is told nothing.
+        with suppress(OSError):
+            self._sock.shutdown(socket.SHUT_WR)
+        self._wake()
+
+    def unconsumed(self) -> int:
+        """See `Stream`."""
+        return int(struct.unpack("i", ioctl(self._sock.fileno(), FIONREAD, b"\0\0\0\0"))[0])
+
+    def close(self) -> None:
+        """See `Stream`."""
+        self._poller.forget(self._sock.fileno())
+        self._sock.close()

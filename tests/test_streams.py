@@ -1,0 +1,274 @@
+"""Peek and consume over real sockets: what the kernel really does is what this module is about."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import socket
+import struct
+from collections.abc import AsyncIterator
+
+import pytest
+
+from syslogger import streams
+from syslogger.streams import PlainStream, Poller
+
+LARGEST = 4096
+
+
+@pytest.fixture
+async def poller() -> AsyncIterator[Poller]:
+    with Poller(LARGEST) as poller:
+        yield poller
+
+
+class Pair:
+    """A stream and the peer's end of it."""
+
+    def __init__(self, poller: Poller) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.peer = socket.create_connection(server.getsockname())
+            accepted, _ = server.accept()
+        self.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.accepted = accepted
+        self.stream = PlainStream(accepted, poller)
+
+    def reset(self) -> None:
+        self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        self.peer.close()
+
+    async def peek(self) -> bytes:
+        """Wait until a peek shows something (or the end)."""
+        async with asyncio.timeout(5):
+            while await self.stream.readable():
+                if data := self.stream.peek():
+                    return data
+        return b""
+
+    async def arrived(self, size: int) -> None:
+        """Wait until so many bytes are in the kernel."""
+        async with asyncio.timeout(5):
+            while self.stream.unconsumed() < size:  # noqa: ASYNC110 - the kernel has no event for it
+                await asyncio.sleep(0.001)
+
+
+@pytest.fixture
+async def pair(poller: Poller) -> AsyncIterator[Pair]:
+    pair = Pair(poller)
+    yield pair
+    pair.stream.close()
+    pair.peer.close()
+
+
+async def test_what_is_not_consumed_is_shown_again(pair: Pair) -> None:
+    pair.peer.sendall(b"abc")
+    assert await pair.peek() == b"abc"
+    pair.stream.consume(1)
+    assert pair.stream.unconsumed() == 2
+    pair.peer.sendall(b"d")
+    assert await pair.peek() == b"bcd"
+    pair.stream.consume(3)
+    assert pair.stream.unconsumed() == 0
+
+
+async def test_what_is_worth_another_look_is_not_waited_for(pair: Pair) -> None:
+    pair.peer.sendall(b"one two")
+    assert await pair.peek() == b"one two"
+    pair.stream.consume(4, more=True)
+    assert await pair.peek() == b"two"
+
+
+async def test_it_waits_for_more_than_it_has_seen(pair: Pair) -> None:
+    pair.peer.sendall(b"half")
+    assert await pair.peek() == b"half"
+    pair.stream.consume(0)
+    waiting = asyncio.ensure_future(pair.stream.readable())
+    done, _ = await asyncio.wait({waiting}, timeout=0.05)
+    assert not done
+    pair.peer.sendall(b" a record\n")
+    assert await asyncio.wait_for(waiting, 5)
+    assert pair.stream.peek() == b"half a record\n"
+
+
+async def test_few_bytes_wake_it_after_a_long_unfinished_record_is_gone(pair: Pair) -> None:
+    pair.peer.sendall(b"x" * 100)
+    await pair.peek()
+    pair.stream.consume(0)
+    waiting = asyncio.ensure_future(pair.stream.readable())
+    await asyncio.sleep(0.01)
+    pair.peer.sendall(b"y\n")
+    assert await waiting
+    pair.stream.consume(len(pair.stream.peek()))
+    pair.peer.sendall(b"z")
+    assert await pair.peek() == b"z"
+
+
+async def test_more_than_one_read_comes_in_several(pair: Pair) -> None:
+    sent = os.urandom(3 * LARGEST + 7)
+    pair.peer.sendall(sent)
+    pair.peer.close()
+    await pair.arrived(len(sent))
+    got = b""
+    while data := await pair.peek():
+        assert len(data) <= LARGEST
+        assert pair.stream.final == ("eof" if len(got) + len(data) == len(sent) else "")
+        pair.stream.consume(len(data))
+        got += data
+    assert got == sent
+    assert pair.stream.ended == "eof"
+
+
+async def test_the_end_behind_an_unfinished_record_is_seen(pair: Pair) -> None:
+    pair.peer.sendall(b"half")
+    assert await pair.peek() == b"half"
+    pair.stream.consume(0)
+    pair.peer.close()
+    assert await pair.peek() == b"half"
+    assert pair.stream.final == "eof"
+    pair.stream.consume(4)
+    assert await pair.peek() == b""
+    assert pair.stream.ended == "eof"
+
+
+async def test_a_final_read_may_be_consumed_in_parts(pair: Pair) -> None:
+    pair.peer.sendall(b"abcd")
+    pair.peer.close()
+    await pair.arrived(4)
+    await asyncio.sleep(0.01)
+    for left in (b"abcd", b"cd"):
+        assert await pair.peek() == left
+        assert pair.stream.final == "eof"
+        pair.stream.consume(2)
+    assert not await pair.stream.readable()
+
+
+async def test_a_peer_that_comes_and_goes(pair: Pair) -> None:
+    pair.peer.close()
+    assert await pair.peek() == b""
+    assert pair.stream.ended == "eof"
+
+
+async def test_what_came_before_a_reset_is_shown_first(pair: Pair) -> None:
+    pair.peer.sendall(b"kept\nhalf")
+    await pair.arrived(9)
+    pair.reset()
+    assert await pair.peek() == b"kept\nhalf"
+    pair.stream.consume(5)
+    assert await pair.peek() == b"half"
+    assert pair.stream.final == "reset"
+    pair.stream.consume(4)
+    assert await pair.peek() == b""
+    assert pair.stream.ended == "reset"
+
+
+async def test_a_reset_with_nothing_unread(pair: Pair) -> None:
+    pair.reset()
+    assert await pair.peek() == b""
+    assert pair.stream.ended == "reset"
+
+
+@pytest.mark.parametrize("before", [b"", b"whole\n", b"whole\nhal"])
+async def test_urgent_data_stops_nothing_and_is_kept(pair: Pair, before: bytes) -> None:
+    if before:
+        pair.peer.sendall(before)
+    pair.peer.send(b"!", socket.MSG_OOB)
+    pair.peer.sendall(b"f\nafter\n")
+    expected = before + b"!f\nafter\n"
+    await pair.arrived(len(expected))
+    got, finals = b"", []
+    while len(got) < len(expected):
+        data = await pair.peek()
+        finals.append(pair.stream.final)
+        pair.stream.consume(len(data))
+        got += data
+    assert got == expected
+    assert finals == (["urgent", ""] if before else [""])
+    pair.peer.sendall(b"later\n")
+    assert await pair.peek() == b"later\n"
+
+
+async def test_an_urgent_mark_behind_what_was_seen_ends_it(pair: Pair) -> None:
+    pair.peer.sendall(b"half")
+    assert await pair.peek() == b"half"
+    pair.stream.consume(0)
+    pair.peer.send(b"!", socket.MSG_OOB)
+    assert await pair.peek() in {b"half", b"half!"}
+    pair.peer.sendall(b"rest")
+    got = b""
+    while len(got) < 9:
+        data = await pair.peek()
+        got += data
+        pair.stream.consume(len(data))
+    assert got == b"half!rest"
+
+
+async def test_a_drip_costs_few_peeks(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_UNFINISHED_PEEK_SECONDS", 0.05)
+    stream, peeks = pair.stream, 0
+    dripped = asyncio.ensure_future(drip(pair.peer, 200))
+    while not dripped.done():
+        await stream.readable()
+        stream.peek()
+        stream.consume(0)
+        peeks += 1
+    assert 2 <= peeks <= 40
+
+
+async def drip(peer: socket.socket, count: int) -> None:
+    for _ in range(count):
+        peer.send(b"x")
+        await asyncio.sleep(0.001)
+
+
+async def test_a_half_closed_peer_that_ends_in_answer(pair: Pair) -> None:
+    pair.stream.half_close()
+    assert await asyncio.to_thread(pair.peer.recv, 10) == b""
+    pair.peer.sendall(b"last words\n")
+    assert await pair.peek() == b"last words\n"
+    pair.stream.consume(11)
+    pair.peer.close()
+    assert await pair.peek() == b""
+    assert pair.stream.ended == "eof"
+
+
+@pytest.mark.parametrize("unfinished", [b"", b"half"])
+async def test_a_half_closed_peer_that_stays_silent(
+    pair: Pair, unfinished: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_QUIET_SECONDS", 0.05)
+    if unfinished:
+        pair.peer.sendall(unfinished)
+        assert await pair.peek() == unfinished
+        pair.stream.consume(0)
+    # It waits already when it is told.
+    waiting = asyncio.ensure_future(pair.peek())
+    await asyncio.sleep(0.01)
+    pair.stream.half_close()
+    assert await waiting == unfinished
+    if unfinished:
+        assert pair.stream.final == "quiet"
+        pair.stream.consume(len(unfinished))
+        assert await pair.peek() == b""
+    assert pair.stream.ended == "quiet"
+
+
+async def test_half_closing_a_peer_that_has_reset(pair: Pair) -> None:
+    pair.reset()
+    await asyncio.sleep(0.01)
+    pair.stream.half_close()
+    assert await pair.peek() == b""
+    assert pair.stream.ended == "reset"
+
+
+async def test_many_streams_one_poller(poller: Poller) -> None:
+    pairs = [Pair(poller) for _ in range(300)]
+    with contextlib.ExitStack() as closing:
+        for pair in pairs:
+            closing.callback(pair.peer.close)
+            closing.callback(pair.stream.close)
+        readers = [asyncio.ensure_future(pair.peek()) for pair in pairs]
+        await asyncio.sleep(0)
+        for number, pair in enumerate(pairs):
+            pair.peer.sendall(b"%d" % number)
+        assert await asyncio.gather(*readers) == [b"%d" % number for number in range(300)]

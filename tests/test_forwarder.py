@@ -1,0 +1,193 @@
+"""The whole program in one process: its start, what it says while it waits, its drain, its exit status."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import pytest
+
+from syslogger import streams
+from syslogger.config import Config
+from syslogger.errors import ConfigError
+from syslogger.forwarder import Forwarder
+from syslogger.service import Stop
+from tests.mock_kafka import MockKafka
+
+
+@pytest.fixture
+def cluster() -> Iterator[MockKafka]:
+    with MockKafka() as cluster:
+        cluster.create_topic("syslog")
+        yield cluster
+
+
+@pytest.fixture(autouse=True)
+def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_QUIET_SECONDS", 0.1)
+
+
+def configured(*addresses: str, **settings: Any) -> Config:
+    kafka = {"bootstrap_servers": list(addresses), "request_timeout_seconds": 1.0} | settings.pop("kafka", {})
+    base = {"listeners": [{"address": "127.0.0.1:0"}], "prometheus": {"address": ""}, "drain_seconds": 5.0}
+    return msgspec.convert(base | settings | {"kafka": kafka}, Config)
+
+
+class Running:
+    """A forwarder at work."""
+
+    def __init__(self, config: Config) -> None:
+        self.stop = Stop()
+        self.forwarder = Forwarder(config)
+        self.task = asyncio.ensure_future(self.forwarder.run(self.stop))
+
+    async def until(self, true: Callable[[], Any]) -> None:
+        async with asyncio.timeout(20):
+            while not true():
+                assert not self.task.done() or self.task.result() is None, "it has ended"
+                await asyncio.sleep(0.01)
+
+    async def connect(self, number: int = 0) -> socket.socket:
+        await self.until(lambda: self.forwarder.addresses)
+        host, _, port = self.forwarder.addresses[number].rpartition(":")
+        return socket.create_connection((host.strip("[]"), int(port)))
+
+
+@asynccontextmanager
+async def running(config: Config) -> AsyncIterator[Running]:
+    one = Running(config)
+    yield one
+    one.stop.ask()
+    one.stop.ask()
+    async with asyncio.timeout(20):
+        await one.task
+
+
+async def test_from_a_peer_to_the_topic_and_a_clean_end(cluster: MockKafka, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    async with running(configured(*cluster.addresses)) as one:
+        with await one.connect() as peer:
+            peer.sendall(b"<13>one\n<13>two\nhalf")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 2)
+            assert one.forwarder.state() == (True, "ready")
+            one.stop.ask()
+            assert await one.task == 0
+    assert cluster.records("syslog", expected=3) == [b"<13>one", b"<13>two", b"half"]
+    counters = one.forwarder.counters
+    assert counters.records_received == counters.records_delivered == 3
+    assert counters.connections_ended == {"quiet": 1}
+    assert "every record received was delivered (3)" in caplog.text
+
+
+async def test_one_record_a_delivery(cluster: MockKafka) -> None:
+    config = configured(*cluster.addresses, kafka={"max_batch_records": 1, "commit_interval_seconds": 0.0})
+    async with running(config) as one:
+        with await one.connect() as peer:
+            peer.sendall(b"1\n2\n3\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 3)
+    assert one.forwarder.counters.batches == 3
+
+
+async def test_two_listeners(cluster: MockKafka) -> None:
+    both = [{"address": "127.0.0.1:0"}, {"address": "[::1]:0", "max_record_bytes": 64}]
+    async with running(configured(*cluster.addresses, listeners=both)) as one:
+        with await one.connect(0) as first, await one.connect(1) as second:
+            first.sendall(b"x" * 70 + b"\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+            second.sendall(b"y" * 70 + b"\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 3)
+    assert one.forwarder.counters.records_cut == {"size": 1}
+
+
+async def test_it_listens_only_when_kafka_has_answered(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    config = configured("127.0.0.1:1", listeners=[{"address": f"127.0.0.1:{port}"}])
+    async with running(config) as one:
+        await one.until(lambda: "refused" in one.forwarder.state()[1])
+        ready, reason = one.forwarder.state()
+        assert not ready
+        assert reason.startswith("waiting for Kafka: Kafka at 127.0.0.1:1 ")
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", port))
+        one.stop.ask()
+        assert await one.task == 0
+    assert "nothing was accepted" in caplog.text
+
+
+async def test_what_could_not_be_delivered_is_named(cluster: MockKafka, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(configured(*cluster.addresses, drain_seconds=0.3)) as one:
+        with await one.connect() as peer:
+            cluster.set_down()
+            peer.sendall(b"<13>stuck\n")
+            await one.until(lambda: one.forwarder.counters.records_in_flight == 1)
+            one.stop.ask()
+            assert await one.task == 1
+            name = "{}:{}".format(*peer.getsockname())
+    assert f"10 bytes from {name} were not delivered" in caplog.text
+    counters = one.forwarder.counters
+    assert counters.records_received == counters.records_delivered + counters.records_in_flight == 1
+
+
+async def test_a_second_signal_ends_the_drain(cluster: MockKafka, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(configured(*cluster.addresses, drain_seconds=60.0)) as one:
+        with await one.connect() as peer:
+            cluster.set_down()
+            peer.sendall(b"<13>stuck\n")
+            await one.until(lambda: one.forwarder.counters.records_in_flight == 1)
+            one.stop.ask()
+            await asyncio.sleep(0.05)
+            one.stop.ask()
+            assert await one.task == 1
+    assert "a second signal" in caplog.text
+
+
+@pytest.mark.parametrize("setting", ["listeners[0].address", "prometheus.address"])
+async def test_an_address_that_is_taken_stops_the_start(setting: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = "{}:{}".format(*taken.getsockname())
+        override = {"prometheus": {"address": address}} if "prom" in setting else {"listeners": [{"address": address}]}
+        with pytest.raises(ConfigError, match=setting.replace("[", r"\[")):
+            await Forwarder(configured("127.0.0.1:1", **override)).run(Stop())
+
+
+async def test_a_buffer_that_cannot_hold_the_largest_record(
+    cluster: MockKafka, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = socket.socket.getsockopt
+
+    def stingy(sock: socket.socket, level: int, option: int) -> int:
+        return 425_984 if option == socket.SO_RCVBUF else real(sock, level, option)
+
+    monkeypatch.setattr(socket.socket, "getsockopt", stingy)
+    listeners = [{"address": "127.0.0.1:0", "max_record_bytes": 1_000_000}]
+    async with running(configured(*cluster.addresses, listeners=listeners)) as one:
+        with await one.connect() as peer:
+            peer.sendall(b"x" * 106_497)
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+            one.stop.ask()
+            await one.task
+    assert "net.core.rmem_max to 2000000" in caplog.text
+    assert one.forwarder.counters.bytes_delivered == 106_497
+
+
+async def test_riemann_and_metrics_are_started_on_request(cluster: MockKafka, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with socket.create_server(("127.0.0.1", 0)) as riemann:
+        riemann.settimeout(5)
+        config = configured(
+            *cluster.addresses,
+            prometheus={"address": "127.0.0.1:0"},
+            riemann={"address": "{}:{}".format(*riemann.getsockname()), "interval_seconds": 1.0},
+        )
+        async with running(config) as one:
+            await one.until(lambda: one.forwarder.addresses)
+            accepted, _ = await asyncio.to_thread(riemann.accept)
+            accepted.close()
+    assert "/metrics" in caplog.text

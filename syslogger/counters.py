@@ -62,12 +62,13 @@ class Counters:
     records_in_flight: int = 0
     bytes_in_flight: int = 0
     records_cut: Counter[str] = field(default_factory=Counter)
-    """Records that are pieces, by cause: ``size`` (longer than `max_record_bytes`), ``eof``, ``urgent``."""
+    """Records that are pieces, by cause: ``size`` (longer than `max_record_bytes`), or why nothing joined the
+    fragment: ``eof``, ``reset``, ``quiet`` (the drain), ``urgent`` (urgent data)."""
 
     connections_open: int = 0
     connections_accepted: int = 0
     connections_ended: Counter[str] = field(default_factory=Counter)
-    """By cause: ``eof``, ``reset``, ``quiet`` (the drain), ``deadline`` (the drain), ``error``."""
+    """By cause: ``eof``, ``reset``, ``timeout``, ``quiet`` (the drain), ``deadline`` (the drain), ``error``."""
     accept_pauses: Counter[str] = field(default_factory=Counter)
     """How often accepting stopped, by cause: ``max_connections``, ``files``."""
 

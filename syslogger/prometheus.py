@@ -51,8 +51,8 @@ _REQUEST_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
 
 _CAUSES = {
-    "records_cut": ("size", "eof", "urgent"),
-    "connections_ended": ("eof", "reset", "quiet", "deadline", "error"),
+    "records_cut": ("size", "eof", "reset", "quiet", "urgent"),
+    "connections_ended": ("eof", "reset", "timeout", "quiet", "deadline", "error"),
     "accept_pauses": ("max_connections", "files"),
 }
 """The causes that `Counters` names: each is exported as 0 from the start, so that `rate()` sees the first."""

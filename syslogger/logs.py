@@ -19,8 +19,11 @@ from typing import TextIO
 _MAX_KINDS = 256
 """Different messages that are watched for repeats at a time; ours are about 40."""
 
-NOISY = ("aiokafka", "kazoo")
-"""At INFO they tell of every request to join, ping and close; at WARNING of what matters."""
+NOISY = {"aiokafka": logging.CRITICAL, "kazoo": logging.WARNING}
+"""Libraries, and the least of their levels that is written (all at level debug).
+
+kazoo tells of every ping at INFO. aiokafka writes five ERRORs a second while a broker is away; what it knows,
+`kafka.py` says once a period and with advice."""
 
 _CONTROL = re.compile(r"[\x00-\x08\x0a-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -48,8 +51,8 @@ def configure(
     root.addHandler(handler)
     number = logging.getLevelNamesMapping()[level.upper()]
     root.setLevel(number)
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.NOTSET if number <= logging.DEBUG else max(number, logging.WARNING))
+    for name, least in NOISY.items():
+        logging.getLogger(name).setLevel(logging.NOTSET if number <= logging.DEBUG else max(number, least))
 
 
 def summarise(now: float | None = None) -> None:

@@ -197,14 +197,18 @@ def test_a_message_that_is_no_text(out, log):
 
 
 @pytest.mark.parametrize(
-    ("level", "libraries"),
-    [("debug", logging.DEBUG), ("info", logging.WARNING), ("warning", logging.WARNING), ("error", logging.ERROR)],
+    ("level", "kazoo", "aiokafka"),
+    [
+        ("debug", logging.DEBUG, logging.DEBUG),
+        ("info", logging.WARNING, logging.CRITICAL),
+        ("error", logging.ERROR, logging.CRITICAL),
+    ],
 )
-def test_levels(out, level, libraries):
+def test_levels(out, level, kazoo, aiokafka):
     logs.configure(level, 30, out)
     assert logging.getLogger("syslogger.kafka").getEffectiveLevel() == logging.getLevelNamesMapping()[level.upper()]
-    for name in ("aiokafka.conn", "kazoo.client"):
-        assert logging.getLogger(name).getEffectiveLevel() == libraries
+    assert logging.getLogger("kazoo.client").getEffectiveLevel() == kazoo
+    assert logging.getLogger("aiokafka.conn").getEffectiveLevel() == aiokafka
     logging.getLogger("asyncio").error("heard")
     assert texts(out) == ["ERROR asyncio: heard"]
 

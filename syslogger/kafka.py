@@ -18,13 +18,18 @@ import os
 import ssl
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
 from typing import Any, NoReturn, Self
 
 import aiokafka
 import aiokafka.errors as kafka_errors
+from aiokafka.conn import AIOKafkaConnection, create_conn
 from aiokafka.producer.message_accumulator import BatchBuilder
+from aiokafka.protocol.admin import DescribeConfigsRequest
+from aiokafka.protocol.metadata import MetadataRequest
+from aiokafka.protocol.transaction import InitProducerIdRequest
 
 from .brokers import Brokers
 from .config import Kafka
@@ -463,9 +468,7 @@ class Topic:
             if now - self._addresses_since < 2 * patience and self._addresses != old.bootstrap:
                 patience = _MOVED_SECONDS
             if since and now - since > patience:
-                self._complain(
-                    None, "Kafka at %s has acknowledged nothing for %.0f s", _list(self._addresses), now - since
-                )
+                self.problem = f"Kafka at {_list(self._addresses)} has acknowledged nothing for {now - since:.0f} s"
                 return "nothing is acknowledged"
             await asyncio.sleep(0.25)
         return "the first"
@@ -489,7 +492,7 @@ class Topic:
                 await new.discard()
         if old and old is not self._producer:
             self.counters.producer_rebuilds += 1
-            _log.info("A new producer takes over (%s).", reason)
+            _log.warning("A new Kafka producer takes over: %s. Nothing is lost.", reason)
             self._own(self._retire(old, patient=reason == "a batch failed"))
         return True
 
@@ -669,3 +672,142 @@ def _ssl_context(settings: Kafka) -> ssl.SSLContext | None:
         names = "kafka.tls_ca_file, kafka.tls_certificate_file, kafka.tls_key_file"
         raise ConfigError(f"{names}: these cannot be used for TLS: {error}") from error
     return context
+
+
+_INSPECT_SECONDS = 4.0
+"""How long a broker may take to answer all that `inspect` asks; a request to it has three of them."""
+
+_NOT_YET = (
+    kafka_errors.GroupLoadInProgressError,
+    kafka_errors.GroupCoordinatorNotAvailableError,
+    kafka_errors.NotCoordinatorForGroupError,
+)
+"""A broker's words for a part of the cluster that is still starting."""
+
+
+@dataclass(frozen=True, slots=True)
+class Partition:
+    """A partition of the topic, as the broker asked sees it."""
+
+    number: int
+    has_leader: bool
+    replicas: int
+    in_sync: int
+
+
+@dataclass(slots=True)
+class Findings:
+    """What a broker says about its cluster and the topic."""
+
+    problem: str = ""
+    """Why it does not answer or lets nobody in, in words that go on after its address; then there is nothing else."""
+    no_idempotence: str = ""
+    """Why this client may not produce, in words; empty if it may."""
+    brokers: tuple[str, ...] = ()
+    """The addresses of the cluster's brokers, as they tell them to clients (``advertised.listeners``)."""
+    no_topic: str = ""
+    """Why the topic cannot be used, in words; empty if it is there."""
+    missing: bool = False
+    """Whether that is because there is no such topic."""
+    similar: str = ""
+    """A topic with nearly the same name, if the one asked for is missing."""
+    partitions: tuple[Partition, ...] = ()
+    topic_settings: Mapping[str, str] = field(default_factory=dict)
+    """``min.insync.replicas`` and ``max.message.bytes`` as they hold for the topic, if they could be read."""
+    no_topic_settings: str = ""
+    """Why they could not, in words."""
+
+
+async def inspect(settings: Kafka, address: str) -> Findings:
+    """Ask the broker at `address`, and no other, about its cluster and the topic; a topic is not created by it.
+
+    Returns within some 8 s. Raises `ConfigError` if the files for TLS cannot be used.
+    """
+    host, _, port = address.rpartition(":")
+    context = _ssl_context(settings)
+    try:
+        async with asyncio.timeout(_INSPECT_SECONDS):
+            connection = await create_conn(
+                host.strip("[]"),
+                int(port),
+                client_id=settings.client_id,
+                request_timeout_ms=int(_INSPECT_SECONDS * 750),
+                ssl_context=context,
+                security_protocol=settings.security_protocol,
+                sasl_mechanism=settings.sasl_mechanism,
+                sasl_plain_username=settings.sasl_username or None,
+                sasl_plain_password=settings.sasl_password or None,
+            )
+            try:
+                return await _asked(connection, settings)
+            finally:
+                await asyncio.wait({connection.close()}, timeout=_STOP_SECONDS / 4)
+    except ssl.SSLCertVerificationError as error:
+        return Findings(f"has a certificate that is not trusted: {error.verify_message}; check kafka.tls_ca_file")
+    except TimeoutError:
+        return Findings("accepts connections but did not answer in time; see whether the broker is well")
+    except (kafka_errors.KafkaConnectionError, kafka_errors.IllegalSaslStateError, OSError, AssertionError):
+        return Findings(await _why_unreachable((address,), settings))
+    except kafka_errors.KafkaError as error:
+        return Findings(f"refuses this client: {_named(error, settings)}")
+
+
+async def _asked(connection: AIOKafkaConnection, settings: Kafka) -> Findings:
+    # Said in so many words: a broker would create the topic otherwise.
+    metadata = await connection.send(MetadataRequest([settings.topic], allow_auto_topic_creation=False))
+    found = Findings()
+    found.brokers = tuple(sorted(f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for _, h, p, *_ in metadata.brokers))
+    code, *_, partitions = metadata.topics[0]
+    error = kafka_errors.for_code(code)
+    if error is not kafka_errors.NoError:
+        found.no_topic = _named(error(), settings)
+        found.missing = error is kafka_errors.UnknownTopicOrPartitionError
+    if found.missing:
+        every = await connection.send(MetadataRequest(None, allow_auto_topic_creation=False))
+        found.similar = next(iter(get_close_matches(settings.topic, [name for _, name, *_ in every.topics], 1)), "")
+    found.partitions = tuple(
+        Partition(number, leader >= 0, len(replicas), len(in_sync))
+        for _, number, leader, replicas, in_sync, *_ in sorted(partitions, key=lambda each: each[1])
+    )
+    if not found.no_topic:
+        await _ask_settings(connection, settings, found)
+    found.no_idempotence = await _ask_idempotence(connection, settings)
+    return found
+
+
+async def _ask_settings(connection: AIOKafkaConnection, settings: Kafka, found: Findings) -> None:
+    of_a_topic = 2
+    names = ["min.insync.replicas", "max.message.bytes"]
+    try:
+        answer = await connection.send(DescribeConfigsRequest([(of_a_topic, settings.topic, names)]))
+    except kafka_errors.IncompatibleBrokerVersion:
+        found.no_topic_settings = "the broker has no such request"
+        return
+    ((code, _, _, _, entries),) = answer.resources
+    error = kafka_errors.for_code(code)
+    if error is kafka_errors.NoError:
+        found.topic_settings = {name: value for name, value, *_ in entries}
+    elif error is kafka_errors.TopicAuthorizationFailedError:
+        user = settings.sasl_username or "this client"
+        found.no_topic_settings = f"grant {user} the operation DescribeConfigs on the topic {settings.topic}"
+    else:
+        found.no_topic_settings = _named(error(), settings)
+
+
+async def _ask_idempotence(connection: AIOKafkaConnection, settings: Kafka) -> str:
+    """Do the first thing that the daemon's producer does, and that only who may produce is allowed to."""
+    while True:
+        answer = await connection.send(InitProducerIdRequest(None, 60_000))
+        error = kafka_errors.for_code(answer.error_code)
+        if error is kafka_errors.NoError:
+            return ""
+        if error not in _NOT_YET:
+            return _named(error(), settings)
+        await asyncio.sleep(0.2)
+
+
+def _named(error: kafka_errors.KafkaError, settings: Kafka) -> str:
+    name = type(error).__name__.removesuffix("Error")
+    said = " ".join(word for word in error.args if isinstance(word, str))
+    advice = _advice(error, settings)
+    return name + (f" ({said})" if said else "") + (f"; {advice}" if advice else "")

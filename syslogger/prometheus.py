@@ -232,7 +232,7 @@ class _Counters(Collector):
                 now.delivery_seconds,
             ),
             _histogram("batch_records", "Records in an acknowledged batch.", now.batch_records),
-            _histogram("batch_bytes", "Bytes of records in an acknowledged batch.", now.batch_bytes),
+            _histogram("batch_bytes", "Bytes of an acknowledged batch, before compression.", now.batch_bytes),
             _gauge("ready", "1 while Kafka acknowledges and peers are accepted, else 0.", int(snapshot.ready)),
             InfoMetricFamily("syslogger_build", "What runs.", value=self._build),
         ]

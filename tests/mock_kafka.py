@@ -83,6 +83,7 @@ class MockKafka:
                 "group.id": "test",
                 "auto.offset.reset": "earliest",
                 "enable.partition.eof": True,
+                "fetch.wait.max.ms": 10,
                 "log_level": 0,
             }
         )

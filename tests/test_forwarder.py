@@ -18,6 +18,7 @@ from syslogger.errors import ConfigError
 from syslogger.forwarder import Forwarder
 from syslogger.service import Stop
 from tests.mock_kafka import MockKafka
+from tests.waiting import until
 
 
 @pytest.fixture
@@ -47,10 +48,8 @@ class Running:
         self.task = asyncio.ensure_future(self.forwarder.run(self.stop))
 
     async def until(self, true: Callable[[], Any]) -> None:
-        async with asyncio.timeout(20):
-            while not true():
-                assert not self.task.done() or self.task.result() is None, "it has ended"
-                await asyncio.sleep(0.01)
+        await until(lambda: self.task.done() or true())
+        assert not self.task.done(), "it has ended"
 
     async def connect(self, number: int = 0) -> socket.socket:
         await self.until(lambda: self.forwarder.addresses)

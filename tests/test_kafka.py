@@ -1,4 +1,4 @@
-"""The Kafka sink against a mock cluster that fails on request: what is acknowledged, what comes twice, in what order."""
+"""The Kafka sink against a mock cluster that fails on request: what arrives, what comes twice, in what order."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ from syslogger.brokers import BootstrapServers, Brokers
 from syslogger.config import Kafka
 from syslogger.counters import Counters
 from syslogger.kafka import Lane, Topic, append_records
-from tests.mock_kafka import METADATA, PRODUCE, MockKafka
+from tests.mock_kafka import PRODUCE, MockKafka
+from tests.waiting import until
 
 TOO_LARGE, NOT_ENOUGH_REPLICAS, OUT_OF_ORDER, UNAUTHORIZED, INVALID_RECORD = 10, 19, 45, 29, 87
 CUT_OFF = -195
@@ -226,9 +227,7 @@ async def test_a_partition_without_leader_for_longer_than_the_request_timeout(cl
         cluster.lead("syslog", 0, -1)
         cluster.fail_next(PRODUCE, 6)  # not the leader any more: it asks who is
         waiting = asyncio.ensure_future(deliver(sink, b"kept"))
-        async with asyncio.timeout(20):
-            while not topic.counters.batch_failures:
-                await asyncio.sleep(0.05)
+        await until(lambda: topic.counters.batch_failures)
         assert topic.problem
         cluster.lead("syslog", 0, 1)
         await waiting
@@ -236,17 +235,13 @@ async def test_a_partition_without_leader_for_longer_than_the_request_timeout(cl
     assert cluster.records("syslog", expected=2) == [b"before", b"kept"]
 
 
-async def test_brokers_that_come_back_need_no_new_producer(
-    cluster: MockKafka, caplog: pytest.LogCaptureFixture
-) -> None:
+async def test_brokers_that_come_back_need_no_new_producer(cluster: MockKafka) -> None:
     async with opened(bootstrap(cluster)) as topic:
         sink = topic.sink()
         await deliver(sink, b"before")
         cluster.set_down()
         waiting = asyncio.ensure_future(deliver(sink, b"kept"))
-        async with asyncio.timeout(20):
-            while "has acknowledged nothing" not in caplog.text:
-                await asyncio.sleep(0.05)
+        await until(lambda: "connection refused" in topic.problem)
         assert not waiting.done()
         assert topic.problem
         cluster.set_up()
@@ -260,8 +255,7 @@ class Moving(BootstrapServers):
     """Brokers that get other addresses."""
 
     async def changed(self, known: tuple[str, ...]) -> tuple[str, ...]:
-        while not self.addresses or self.addresses == known:
-            await asyncio.sleep(0.01)
+        await until(lambda: self.addresses and self.addresses != known)
         return self.addresses
 
 
@@ -289,9 +283,7 @@ async def test_a_dead_task_of_aiokafka_is_noticed(cluster: MockKafka, task: str)
         inner = topic._producer.inner  # type: ignore[union-attr]
         getattr(inner._sender if task == "_sender_task" else inner.client, task).cancel()
         await deliver(sink, b"after")
-        async with asyncio.timeout(10):
-            while topic.counters.producer_rebuilds == 0:
-                await asyncio.sleep(0.05)
+        await until(lambda: topic.counters.producer_rebuilds)
     assert cluster.records("syslog", expected=2) == [b"before", b"after"]
 
 
@@ -307,12 +299,10 @@ async def test_it_waits_for_addresses(cluster: MockKafka) -> None:
             await answered
 
 
-async def test_it_says_why_kafka_does_not_answer(cluster: MockKafka) -> None:
+async def test_it_says_why_kafka_does_not_answer() -> None:
     dead = "127.0.0.1:1"
     async with Topic(Kafka(request_timeout_seconds=1.0), BootstrapServers((dead,)), Counters()) as topic:
-        async with asyncio.timeout(10):
-            while "connection refused" not in topic.problem:
-                await asyncio.sleep(0.02)
+        await until(lambda: "connection refused" in topic.problem)
         assert topic.problem.startswith(f"Kafka at {dead} (from kafka.bootstrap_servers) does not answer")
 
 
@@ -324,9 +314,7 @@ async def test_a_port_that_is_not_kafka() -> None:
     server = await asyncio.start_server(mute, "127.0.0.1", 0)
     address = "{}:{}".format(*server.sockets[0].getsockname())
     async with Topic(Kafka(request_timeout_seconds=0.2), BootstrapServers((address,)), Counters()) as topic:
-        async with asyncio.timeout(10):
-            while "kafka.security_protocol" not in topic.problem:
-                await asyncio.sleep(0.02)
+        await until(lambda: "kafka.security_protocol" in topic.problem)
     server.close()
     await server.wait_closed()
 
@@ -335,9 +323,7 @@ async def test_a_port_that_is_not_kafka() -> None:
 async def test_a_topic_that_cannot_be_had(cluster: MockKafka, code: int, advice: str) -> None:
     cluster.fail_topic("syslog", code)
     async with Topic(Kafka(), bootstrap(cluster), Counters()) as topic:
-        async with asyncio.timeout(10):
-            while advice not in topic.problem:
-                await asyncio.sleep(0.02)
+        await until(lambda: advice in topic.problem)
         cluster.fail_topic("syslog", 0)
         async with asyncio.timeout(20):
             await topic.answered()

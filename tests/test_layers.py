@@ -1,4 +1,4 @@
-"""The house's rules that a machine can hold: imports point down, one third-party library is one module's, a test file each."""
+"""The house's rules that a machine can hold: imports point down, a library is one module's, a test file each."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, path: Path) -> set[str]:
-    """The modules of `path`'s imports, wherever they stand; ours begin with ``syslogger.``."""
+    """Name the modules of `path`'s imports, wherever they stand; ours begin with ``syslogger.``."""
     package = ["syslogger", *name.split(".")[:-1]]
     found: set[str] = set()
     for node in ast.walk(ast.parse(path.read_text())):
@@ -62,7 +62,7 @@ LAYER = {name: layer for layer, names in LAYERS.items() for name in names}
 
 
 def own(imported: str) -> str | None:
-    """Our module that an import names."""
+    """Return our module that an import names."""
     parts = imported.split(".")
     if parts[0] != "syslogger":
         return None

@@ -21,6 +21,7 @@ from syslogger.framing.newline import Newline
 from syslogger.listener import Connections, Listener, bind
 from syslogger.streams import Poller
 from tests.fakes import FakeSink
+from tests.waiting import until
 
 BUFFER = 65_536
 
@@ -39,11 +40,6 @@ class House:
         self.listeners.append(Listener(sock, Newline(1000), self.connections, self.counters))
         self.listeners[-1].open()
         return sock.getsockname()[:2]
-
-    async def until(self, true: Callable[[], bool]) -> None:
-        async with asyncio.timeout(5):
-            while not true():  # noqa: ASYNC110 - plain counters have no event
-                await asyncio.sleep(0.001)
 
     async def close(self) -> list[tuple[str, int]]:
         for each in self.listeners:
@@ -80,7 +76,7 @@ async def test_peers_are_served_side_by_side(open_house: Callable[..., House]) -
     assert house.counters.connections_open == 20
     for peer in peers:
         peer.close()
-    await house.until(lambda: house.counters.connections_open == 0)
+    await until(lambda: house.counters.connections_open == 0)
     assert house.counters.connections_accepted == 20
     assert house.counters.connections_ended == {"eof": 20}
     assert house.sink.closed == 20
@@ -92,7 +88,7 @@ async def test_what_accepted_sockets_inherit(open_house: Callable[..., House], m
     monkeypatch.setattr(module, "PlainStream", lambda sock, poller: (accepted.append(sock), real(sock, poller))[1])
     house = open_house()
     peer = socket.create_connection(house.listen())
-    await house.until(lambda: bool(accepted))
+    await until(lambda: bool(accepted))
     assert accepted[0].getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 2 * BUFFER
     assert accepted[0].getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
     assert accepted[0].getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 60
@@ -112,7 +108,7 @@ async def test_addresses_of_both_families(open_house: Callable[..., House], host
         for target in reached:
             before = house.counters.connections_accepted
             socket.create_connection((target, port)).close()
-            await house.until(lambda before=before: house.counters.connections_accepted == before + 1)
+            await until(lambda before=before: house.counters.connections_accepted == before + 1)
     assert one.address.rpartition(":")[2] == str(port)
 
 
@@ -125,7 +121,7 @@ async def test_at_the_cap_nobody_is_turned_away(
     for number, peer in enumerate(peers):
         peer.sendall(b"%d\n" % number)
     await house.sink.has(2)
-    await house.until(lambda: house.counters.accept_pauses["max_connections"] == 1)
+    await until(lambda: house.counters.accept_pauses["max_connections"] == 1)
     assert house.counters.connections_open == 2
     assert "max_connections" in caplog.text
     peers.pop(0).close()
@@ -202,10 +198,10 @@ async def test_who_is_cut_off_is_named_with_what_was_not_delivered(open_house: C
 async def test_a_reset_is_counted_as_one(open_house: Callable[..., House]) -> None:
     house = open_house()
     peer = socket.create_connection(house.listen())
-    await house.until(lambda: house.counters.connections_open == 1)
+    await until(lambda: house.counters.connections_open == 1)
     peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     peer.close()
-    await house.until(lambda: house.counters.connections_open == 0)
+    await until(lambda: house.counters.connections_open == 0)
     assert house.counters.connections_ended == {"reset": 1}
 
 
@@ -220,7 +216,7 @@ async def test_a_fault_of_ours_ends_one_connection_with_a_log_line(
     monkeypatch.setattr(house.sink, "deliver", broken)
     with socket.create_connection(house.listen()) as peer, caplog.at_level(logging.ERROR):
         peer.sendall(b"x\n")
-        await house.until(lambda: house.counters.connections_ended["error"] == 1)
+        await until(lambda: house.counters.connections_ended["error"] == 1)
     assert "please report it" in caplog.text
 
 

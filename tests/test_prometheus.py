@@ -114,9 +114,12 @@ async def test_known_causes_are_0_from_the_start() -> None:
     assert causes == {
         'syslogger_records_cut_total{cause="size"}': 0,
         'syslogger_records_cut_total{cause="eof"}': 0,
+        'syslogger_records_cut_total{cause="reset"}': 0,
+        'syslogger_records_cut_total{cause="quiet"}': 0,
         'syslogger_records_cut_total{cause="urgent"}': 0,
         'syslogger_connections_ended_total{cause="eof"}': 0,
         'syslogger_connections_ended_total{cause="reset"}': 0,
+        'syslogger_connections_ended_total{cause="timeout"}': 0,
         'syslogger_connections_ended_total{cause="quiet"}': 0,
         'syslogger_connections_ended_total{cause="deadline"}': 0,
         'syslogger_connections_ended_total{cause="error"}': 0,

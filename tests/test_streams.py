@@ -13,6 +13,7 @@ import pytest
 
 from syslogger import streams
 from syslogger.streams import PlainStream, Poller
+from tests.waiting import until
 
 LARGEST = 4096
 
@@ -48,9 +49,7 @@ class Pair:
 
     async def arrived(self, size: int) -> None:
         """Wait until so many bytes are in the kernel."""
-        async with asyncio.timeout(5):
-            while self.stream.unconsumed() < size:  # noqa: ASYNC110 - the kernel has no event for it
-                await asyncio.sleep(0.001)
+        await until(lambda: self.stream.unconsumed() >= size)
 
 
 @pytest.fixture

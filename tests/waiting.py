@@ -1,0 +1,13 @@
+"""How a test waits for what has no event: it looks again, and gives up with a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+
+async def until(true: Callable[[], object], seconds: float = 20) -> None:
+    """Return when `true` is; raise TimeoutError after so many seconds."""
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - see above
+            await asyncio.sleep(0.005)

@@ -24,13 +24,17 @@ class Connection:
 
     async def run(self) -> None:
         """Return when the peer has ended and everything it sent is in the sink."""
-        stream = self.stream
-        while await stream.readable():
+        while await self.stream.readable():
             await self._sink.room()
-            split = self._framing.split(stream.peek(), final=bool(stream.final))
-            if split.records:
-                await self._deliver(split)
-            stream.consume(split.used, more=split.more)
+            await self._forward()
+
+    async def _forward(self) -> None:
+        """Take what is there from the stream to the sink; no record outlives the call, however long the next wait."""
+        stream = self.stream
+        split = self._framing.split(stream.peek(), final=bool(stream.final))
+        if split.records:
+            await self._deliver(split)
+        stream.consume(split.used, more=split.more)
 
     def close(self) -> None:
         """Let go of the peer and the sink."""

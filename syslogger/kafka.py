@@ -38,8 +38,11 @@ from .errors import ConfigError
 
 _log = logging.getLogger(__name__)
 
-_BATCH_BYTES = 1_000_000
-"""The largest batch, uncompressed: under the 1,048,588 that a broker allows if nobody changed `message.max.bytes`."""
+_BATCH_BYTES = 524_288
+"""The largest batch, before compression, of more than one record; brokers allow 1,048,588 (`message.max.bytes`)."""
+
+_ROOM_BYTES = 262_144
+"""While more than this waits for the next batch of a partition nothing more is read: it bounds the process's memory."""
 
 _FULL_BATCH_BYTES = 65_536
 """A batch of so much leaves without waiting for the pace."""
@@ -199,7 +202,7 @@ class Lane:
 
     async def room(self) -> None:
         """See `Sink`. Who waits longest is served first."""
-        if self._waiting_bytes < _BATCH_BYTES and not self._for_room:
+        if self._waiting_bytes < _ROOM_BYTES and not self._for_room:
             return
         turn: asyncio.Future[None] = self._loop.create_future()
         self._for_room.append(turn)
@@ -210,7 +213,7 @@ class Lane:
             self._loop.call_soon(self._make_room)
 
     def _make_room(self) -> None:
-        while self._waiting_bytes < _BATCH_BYTES and self._for_room:
+        while self._waiting_bytes < _ROOM_BYTES and self._for_room:
             turn = self._for_room.popleft()
             if not turn.done():  # done: who waited was cancelled
                 turn.set_result(None)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 
 import pytest
 
 from syslogger.connection import Connection
 from syslogger.counters import Counters
+from syslogger.framing import Split
 from syslogger.framing.newline import Newline
 from tests.fakes import FakeSink
 
@@ -139,3 +141,27 @@ async def test_a_bound_on_the_records_of_a_delivery() -> None:
     await Connection("peer", stream, Newline(100, 2), sink, counters).run()
     assert sink.deliveries == [2, 1]
     assert stream.more == [True, False]
+
+
+class Tracked(list[bytes]):
+    """A list that can be seen to die."""
+
+
+async def test_no_record_is_kept_while_it_waits_for_the_next() -> None:
+    made: list[weakref.ref[Tracked]] = []
+
+    class Framing:
+        max_record_bytes = 100
+
+        def split(self, data: bytes, *, final: bool = False) -> Split:
+            records = Tracked([data])
+            made.append(weakref.ref(records))
+            return Split(records, len(data), len(data), 0, final, more=False)
+
+    class Watching(FakeStream):
+        async def readable(self) -> bool:
+            assert all(records() is None for records in made)
+            return await super().readable()
+
+    await Connection("peer", Watching(b"one", b"two"), Framing(), FakeSink(), Counters()).run()
+    assert len(made) == 2

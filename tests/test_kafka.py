@@ -127,7 +127,7 @@ async def test_more_than_a_batch_is_delivered_in_several(cluster: MockKafka, mon
 
 
 async def test_room_runs_out_and_is_given_in_turn(cluster: MockKafka, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka, "_BATCH_BYTES", 1000)
+    monkeypatch.setattr(kafka, "_ROOM_BYTES", 1000)
     cluster.delay(20)
     most, order = 0, []
     async with opened(bootstrap(cluster)) as topic:
@@ -151,7 +151,7 @@ async def test_room_runs_out_and_is_given_in_turn(cluster: MockKafka, monkeypatc
 async def test_a_cancelled_wait_for_room_passes_its_turn_on(
     cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka, "_BATCH_BYTES", 10)
+    monkeypatch.setattr(kafka, "_ROOM_BYTES", 10)
     async with opened(bootstrap(cluster)) as topic:
         cluster.delay(100)
         sink = topic.sink()

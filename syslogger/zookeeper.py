@@ -320,3 +320,16 @@ class ZooKeeperBrokers:
             with suppress(NoNodeError):  # gone in between; the watch on its parent has seen it
                 registrations[broker] = answer.get(timeout=_SESSION_SECONDS)[0]
         return registrations
+
+
+async def look(hosts: str, security_protocol: str, seconds: float) -> tuple[tuple[str, ...], str]:
+    """Return the brokers' addresses after one look at ZooKeeper, and what is wrong in words, as of `ZooKeeperBrokers`.
+
+    Waits so many `seconds` for ZooKeeper, and some 2 s for the client's end.
+    """
+    async with ZooKeeperBrokers(hosts, security_protocol) as brokers:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while brokers._lost_at is not None:  # noqa: ASYNC110, SLF001 - not yet read, and nobody else waits for it
+                    await asyncio.sleep(0.02)
+        return brokers.addresses, brokers.problem

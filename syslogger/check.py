@@ -22,7 +22,7 @@ from typing import Literal, NamedTuple, TypeVar
 
 from .config import Config, parse_address
 from .errors import ConfigError
-from .forwarder import _bind
+from .forwarder import bind_listener
 from .kafka import Findings, inspect
 from .listener import bind
 
@@ -127,7 +127,7 @@ def _listener(config: Config, number: int, running: str) -> Line:
     settings = config.listeners[number]
     name = f"listeners[{number}].address {settings.address}"
     try:
-        bound = _bind(config, number)
+        sockets, framing, problem = bind_listener(config, number)
     except ConfigError as error:
         if not _is_taken(error):
             return Line("FAIL", str(error))
@@ -136,16 +136,11 @@ def _listener(config: Config, number: int, running: str) -> Line:
         if not config.prometheus.address:
             return Line("note", f"{name} is taken, by a syslogger that runs already or by another program.")
         return Line("FAIL", str(error))
-    for sock, _ in bound:
+    for sock in sockets:
         sock.close()
-    largest = min(framing.max_record_bytes for _, framing in bound)
-    if largest < settings.max_record_bytes:
-        return Line(
-            "note",
-            f"{name} is free, but listeners[{number}].max_record_bytes is {settings.max_record_bytes}, and the kernel "
-            f"grants a receive buffer for {largest}: longer records will be cut there. "
-            f"Set sysctl net.core.rmem_max to {2 * settings.max_record_bytes} or more.",
-        )
+    if problem:
+        return Line("note", f"{name} is free, but {problem}")
+    largest = framing.max_record_bytes
     return Line("ok", f"{name} is free; records of up to {largest:,} bytes stay whole.")
 
 

@@ -56,9 +56,14 @@ class Forwarder:
         config, counters = self._config, self.counters
         async with AsyncExitStack() as started:
             # 1. Addresses, so that one that is taken is found before anything starts.
-            bound = [pair for number in range(len(config.listeners)) for pair in _bind(config, number)]
-            for sock, _ in bound:
-                started.callback(sock.close)
+            bound: list[tuple[socket.socket, Newline]] = []
+            for number in range(len(config.listeners)):
+                sockets, framing, problem = bind_listener(config, number)
+                for sock in sockets:
+                    started.callback(sock.close)
+                    bound.append((sock, framing))
+                if problem:
+                    _log.warning("%s", problem)
             # 2. What is seen of it.
             self._watch(started)
             # 3. Kafka.
@@ -164,23 +169,27 @@ class Forwarder:
             logs.summarise()
 
 
-def _bind(config: Config, number: int) -> list[tuple[socket.socket, Newline]]:
-    """Bind a listener's sockets; make the framing for what their buffers can hold."""
-    settings, name = config.listeners[number], f"listeners[{number}].address"
-    host, port = parse_address(settings.address, name)
+def bind_listener(config: Config, number: int) -> tuple[list[socket.socket], Newline, str]:
+    """Bind the addresses of one listener; return the sockets, its framing, and what is wrong with their buffers.
+
+    The framing cuts records at what the kernel's receive buffer can hold; where that is less than
+    `max_record_bytes` the text says so, else it is empty. Raises `ConfigError`.
+    """
+    settings, name = config.listeners[number], f"listeners[{number}]"
+    host, port = parse_address(settings.address, f"{name}.address")
     asked = settings.receive_buffer_bytes or max(_RECEIVE_BUFFER_BYTES, 4 * settings.max_record_bytes)
-    sockets = bind(host, port, asked, name)
+    sockets = bind(host, port, asked, f"{name}.address")
     granted = min(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in sockets)
     # The kernel doubles what is asked for and counts its own overhead in it: half is for the bytes, and a margin.
     largest = granted // 4
+    problem = ""
     if largest < settings.max_record_bytes:
-        _log.warning(
-            "listeners[%d].max_record_bytes is %d, but the kernel grants a receive buffer for %d: longer records "
-            "will be cut there. Set sysctl net.core.rmem_max to %d or more.",
-            number, settings.max_record_bytes, largest, 2 * settings.max_record_bytes,
-        )  # fmt: skip
-    framing = Newline(min(settings.max_record_bytes, largest), config.kafka.max_batch_records)
-    return [(sock, framing) for sock in sockets]
+        problem = (
+            f"{name}.max_record_bytes is {settings.max_record_bytes}, but the kernel grants a receive buffer for "
+            f"{largest}: longer records will be cut there. "
+            f"Set sysctl net.core.rmem_max to {2 * settings.max_record_bytes} or more."
+        )
+    return sockets, Newline(min(settings.max_record_bytes, largest), config.kafka.max_batch_records), problem
 
 
 def _brokers(config: Config) -> AbstractAsyncContextManager[Brokers]:

@@ -286,7 +286,7 @@ def test_a_port_that_is_not_kafka(report: Run) -> None:
 
 
 def test_a_broker_that_says_nothing(report: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("syslogger.kafka._INSPECT_SECONDS", 0.3)
+    monkeypatch.setattr("syslogger.kafka.diagnosis._INSPECT_SECONDS", 0.3)
     with listening() as (_, address):
         found = report(configured(address))
     found.has("FAIL", f"Kafka at {address} accepts connections but did not answer in time")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -14,11 +13,12 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from hypothesis import given
 from hypothesis import strategies as st
 
-from syslogger import kafka
 from syslogger.brokers import BootstrapServers, Brokers
 from syslogger.config import Kafka
 from syslogger.counters import Counters
-from syslogger.kafka import Lane, Topic, append_records
+from syslogger.kafka import Topic, lane
+from syslogger.kafka.lane import Lane
+from syslogger.kafka.producer import append_records
 from tests.mock_kafka import PRODUCE, MockKafka
 from tests.waiting import until
 
@@ -35,7 +35,7 @@ def cluster() -> Iterator[MockKafka]:
 
 @pytest.fixture(autouse=True)
 def _hurry(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka, "_BACKOFF_SECONDS", (0.02, 0.1))
+    monkeypatch.setattr(lane, "BACKOFF_SECONDS", (0.02, 0.1))
 
 
 @asynccontextmanager
@@ -118,7 +118,7 @@ async def test_connections_spread_over_the_partitions(cluster: MockKafka) -> Non
 
 
 async def test_more_than_a_batch_is_delivered_in_several(cluster: MockKafka, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka, "_BATCH_BYTES", 1000)
+    monkeypatch.setattr(lane, "BATCH_BYTES", 1000)
     sent = [b"%03d" % number * 30 for number in range(100)]
     async with opened(bootstrap(cluster)) as topic:
         await deliver(topic.sink(), *sent)
@@ -127,7 +127,7 @@ async def test_more_than_a_batch_is_delivered_in_several(cluster: MockKafka, mon
 
 
 async def test_room_runs_out_and_is_given_in_turn(cluster: MockKafka, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kafka, "_ROOM_BYTES", 1000)
+    monkeypatch.setattr(lane, "ROOM_BYTES", 1000)
     cluster.delay(20)
     most, order = 0, []
     async with opened(bootstrap(cluster)) as topic:
@@ -151,7 +151,7 @@ async def test_room_runs_out_and_is_given_in_turn(cluster: MockKafka, monkeypatc
 async def test_a_cancelled_wait_for_room_passes_its_turn_on(
     cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(kafka, "_ROOM_BYTES", 10)
+    monkeypatch.setattr(lane, "ROOM_BYTES", 10)
     async with opened(bootstrap(cluster)) as topic:
         cluster.delay(100)
         sink = topic.sink()
@@ -307,16 +307,15 @@ async def test_it_says_why_kafka_does_not_answer() -> None:
 
 
 async def test_a_port_that_is_not_kafka() -> None:
-    async def mute(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
+    async def http(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"HTTP/1.1 400 Bad Request\r\n\r\n")
         writer.close()
 
-    server = await asyncio.start_server(mute, "127.0.0.1", 0)
-    address = "{}:{}".format(*server.sockets[0].getsockname())
-    async with Topic(Kafka(request_timeout_seconds=0.2), BootstrapServers((address,)), Counters()) as topic:
-        await until(lambda: "kafka.security_protocol" in topic.problem)
-    server.close()
-    await server.wait_closed()
+    async with await asyncio.start_server(http, "127.0.0.1", 0) as server:
+        address = "{}:{}".format(*server.sockets[0].getsockname())
+        async with Topic(Kafka(request_timeout_seconds=1.0), BootstrapServers((address,)), Counters()) as topic:
+            await until(lambda: "kafka.security_protocol" in topic.problem)
 
 
 @pytest.mark.parametrize(("code", "advice"), [(UNAUTHORIZED, "grant this client"), (3, "create the topic syslog")])
@@ -354,4 +353,3 @@ def test_the_compiled_builder_makes_the_same_bytes_as_the_public_one(records: li
 
 def test_aiokafka_is_one_whose_builder_is_known() -> None:
     assert aiokafka.__version__.startswith("0.14.")
-    logging.getLogger("aiokafka").setLevel(logging.CRITICAL)

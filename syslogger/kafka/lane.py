@@ -1,0 +1,217 @@
+"""One partition's group commit.
+
+Deliveries gather while the partition's last batch is in flight, then leave as the next one. So there is at most one
+batch in flight for a partition, which keeps its order, and what is not acknowledged is delivered again from the same
+records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import NoReturn, Protocol
+
+from aiokafka.producer.message_accumulator import BatchBuilder
+
+from syslogger.config import Kafka
+from syslogger.counters import Counters
+
+from .producer import BATCH_BYTES, FAILURES, TOO_LARGE, Producer, append_records
+
+ROOM_BYTES = 262_144
+"""While more than this waits for the next batch of a partition nothing more is read: it bounds the process's memory."""
+
+_FULL_BATCH_BYTES = 65_536
+"""A batch of so much leaves without waiting for the pace."""
+
+BACKOFF_SECONDS = (0.2, 5.0)
+"""The first pause between attempts and the longest; Kafka is to flow again within 5 s of its return."""
+
+
+@dataclass(slots=True)
+class _Delivery:
+    """One call of `Lane.deliver`."""
+
+    records: Sequence[bytes]
+    size: int
+    done: asyncio.Future[None]
+    begun: bool = False
+    first: int = 0
+    """Index of the first record that is not acknowledged."""
+
+
+class Producers(Protocol):
+    """What a lane asks of its topic."""
+
+    settings: Kafka
+    counters: Counters
+
+    async def producer(self, *, other_than: Producer | None) -> Producer:
+        """Return the producer to use, once there is one that is not `other_than`."""
+
+    def failed(self, producer: Producer, partition: int, error: BaseException) -> None:
+        """Take note that a batch for `partition` failed: its producer is not to be used for it again."""
+
+    def heard(self) -> None:
+        """Take note that Kafka acknowledged a batch."""
+
+
+class Lane:
+    """One partition's group commit: a `Sink` that the partition's connections share.
+
+    Runs from `Topic.sink` until the topic is closed.
+    """
+
+    def __init__(self, topic: Producers, index: int) -> None:
+        self.connections = 0
+        self._topic = topic
+        self._index = index
+        self._counters = topic.counters
+        self._loop = asyncio.get_running_loop()
+        self._gathered: deque[_Delivery] = deque()
+        self._waiting_bytes = 0
+        """Bytes of gathered deliveries that have not begun."""
+        self._for_room: deque[asyncio.Future[None]] = deque()
+        self._wake: asyncio.Future[None] | None = None
+        self._wake_at_bytes = 0
+        self._left_at = 0.0
+        self._batch_bytes = BATCH_BYTES
+
+    async def room(self) -> None:
+        """See `Sink`. Who waits longest is served first."""
+        if self._waiting_bytes < ROOM_BYTES and not self._for_room:
+            return
+        turn: asyncio.Future[None] = self._loop.create_future()
+        self._for_room.append(turn)
+        try:
+            await turn
+        finally:
+            # One at a time, so that each sees what the one before it has gathered.
+            self._loop.call_soon(self._make_room)
+
+    def _make_room(self) -> None:
+        while self._waiting_bytes < ROOM_BYTES and self._for_room:
+            turn = self._for_room.popleft()
+            if not turn.done():  # done: who waited was cancelled
+                turn.set_result(None)
+                return
+
+    async def deliver(self, records: Sequence[bytes], size: int) -> None:
+        """See `Sink`."""
+        delivery = _Delivery(records, size, self._loop.create_future())
+        self._gathered.append(delivery)
+        self._waiting_bytes += size
+        if self._wake and self._waiting_bytes >= self._wake_at_bytes and not self._wake.done():
+            self._wake.set_result(None)
+        try:
+            await delivery.done
+        except asyncio.CancelledError:
+            if not delivery.begun:
+                self._gathered.remove(delivery)
+                self._waiting_bytes -= size
+                self._make_room()
+            raise
+
+    def close(self) -> None:
+        """See `Sink`."""
+        self.connections -= 1
+
+    async def run(self) -> NoReturn:
+        """Send batch after batch, each when the one before it is acknowledged."""
+        while True:
+            await self._paced()
+            started = self._loop.time()
+            self._left_at = started
+            ends = await self._send()
+            self._counters.delivery_seconds.observe(self._loop.time() - started)
+            self._acknowledged(*ends)
+
+    async def _paced(self) -> None:
+        """Wait until there is a batch to send and its time has come."""
+        while not self._gathered:
+            await self._gather(at_least=1, until=None)
+        due = self._left_at + self._topic.settings.commit_interval_seconds
+        if self._bytes() < _FULL_BATCH_BYTES and due > self._loop.time():
+            await self._gather(at_least=_FULL_BATCH_BYTES, until=due)
+
+    def _bytes(self) -> int:
+        return self._waiting_bytes + sum(one.size for one in self._gathered if one.begun)
+
+    async def _gather(self, at_least: int, until: float | None) -> None:
+        self._wake = self._loop.create_future()
+        self._wake_at_bytes = at_least
+        timer = self._loop.call_at(until, self._wake_now) if until else None
+        try:
+            await self._wake
+        finally:
+            self._wake = None
+            if timer:
+                timer.cancel()
+
+    def _wake_now(self) -> None:
+        if self._wake and not self._wake.done():
+            self._wake.set_result(None)
+
+    async def _send(self) -> tuple[int, int]:
+        """Return when the next batch is acknowledged: how many deliveries it ended, and where it left the next one.
+
+        Retries for ever. A batch is made anew for each attempt, from the same records in the same order.
+        """
+        topic, producer, waits = self._topic, None, pauses()
+        while True:
+            producer = await topic.producer(other_than=producer)
+            partitions = producer.partitions
+            partition = partitions[self._index % len(partitions)] if partitions else self._index
+            batch = producer.create_batch(self._batch_bytes)
+            ends = self._fill(batch)
+            batch.close()
+            count, size = batch.record_count(), batch.size()
+            try:
+                await producer.append(batch, partition)
+            except FAILURES as error:
+                self._counters.batch_failures[type(error).__name__] += 1
+                self._counters.records_redelivered += count
+                if isinstance(error, TOO_LARGE) and count > 1:
+                    self._batch_bytes = min(size, self._batch_bytes) // 2
+                topic.failed(producer, partition, error)
+                await asyncio.sleep(next(waits))
+            else:
+                self._counters.batches += 1
+                self._counters.batch_records.observe(count)
+                self._counters.batch_bytes.observe(size)
+                topic.heard()
+                return ends
+
+    def _fill(self, batch: BatchBuilder) -> tuple[int, int]:
+        """Append what fits to `batch`; return how many deliveries fit whole, and how much of the next one."""
+        timestamp = int(time.time() * 1000)
+        for ended, delivery in enumerate(self._gathered):
+            if not delivery.begun:
+                delivery.begun = True
+                self._waiting_bytes -= delivery.size
+            records = delivery.records[delivery.first :] if delivery.first else delivery.records
+            appended = append_records(batch, records, timestamp)
+            if appended < len(records):
+                self._make_room()
+                return ended, delivery.first + appended
+        self._make_room()
+        return len(self._gathered), 0
+
+    def _acknowledged(self, ended: int, rest: int) -> None:
+        for _ in range(ended):
+            delivery = self._gathered.popleft()
+            if not delivery.done.done():
+                delivery.done.set_result(None)
+        if rest:
+            self._gathered[0].first = rest
+
+
+def pauses() -> Iterator[float]:
+    """Yield how long to wait before each attempt after the first, in seconds."""
+    pause, longest = BACKOFF_SECONDS
+    while True:
+        yield pause
+        pause = min(pause * 2, longest)

@@ -1,0 +1,249 @@
+"""The topic that records go to: its lanes, and a producer that works.
+
+aiokafka's producer cannot be trusted to live for ever: a failed batch leaves an idempotent producer's sequence numbers
+wrong for good (aiokafka #1017), it never asks the bootstrap servers again, its tasks can die and its `stop` can hang
+(#1101). `Topic` builds a new one whenever that is the way on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from typing import Any, NoReturn, Self
+
+import aiokafka
+import aiokafka.errors as kafka_errors
+
+from syslogger.brokers import Brokers
+from syslogger.config import Kafka
+from syslogger.counters import Counters
+
+from .diagnosis import listed, named, why_not
+from .lane import BACKOFF_SECONDS, Lane, pauses
+from .producer import FAILURES, Producer, ProducerLostError, build, client_settings, stop
+
+_log = logging.getLogger(__name__)
+
+_MOVED_SECONDS = 1.0
+"""A batch that is out for so long after the brokers' addresses changed is waiting for the wrong brokers."""
+
+_GRACE_SECONDS = 3.0
+"""How long a stalled producer may still recover by itself once Kafka answers: it alone can avoid duplicates."""
+
+
+class Topic:
+    """The topic that records go to: its lanes, and the producer that serves them.
+
+    Used as ``async with``. Entering does not wait for Kafka; `answered` does. Leaving gives up what
+    is in flight, so the connections end first.
+    """
+
+    def __init__(self, settings: Kafka, brokers: Brokers, counters: Counters) -> None:
+        self.settings = settings
+        self.counters = counters
+        self.problem = "Kafka was not asked yet"
+        """What is wrong now, in words, with what to do about it; empty when Kafka acknowledges."""
+        self._brokers = brokers
+        self._client = client_settings(settings)
+        self._producer: Producer | None = None
+        self._unfit: Producer | None = None
+        """The producer that failed a batch, until another takes its place."""
+        self._changed = asyncio.Event()
+        self._addresses = brokers.addresses
+        self._addresses_since = 0.0
+        self._lanes: dict[int, Lane] = {}
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    async def __aenter__(self) -> Self:
+        self._own(self._supervise())
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        # 1. The lanes and the supervisor; they hold nothing that Kafka was promised.
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        # 2. The producer they used.
+        if self._producer:
+            await self._producer.discard()
+
+    def _own(self, coroutine: Any) -> asyncio.Task[Any]:
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._disown)
+        return task
+
+    def _disown(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            self.problem = f"a fault in syslogger: {error!r}"
+            _log.critical("A task of the delivery died by a fault in syslogger; please report it.", exc_info=error)
+
+    async def answered(self) -> None:
+        """Wait until Kafka has answered for the topic."""
+        await self.producer(other_than=None)
+
+    def sink(self) -> Lane:
+        """Return the lane with the fewest connections, for one more. Kafka must have `answered`."""
+        partitions = self._producer.partitions if self._producer else []
+        for index in range(len(partitions) or 1):
+            if index not in self._lanes:
+                self._lanes[index] = Lane(self, index)
+                self._own(self._lanes[index].run())
+        lane = min(self._lanes.values(), key=lambda lane: lane.connections)
+        lane.connections += 1
+        return lane
+
+    async def producer(self, *, other_than: Producer | None) -> Producer:
+        """Return the producer to use, once there is one that is not `other_than`."""
+        while not self._producer or self._producer is other_than:
+            self._changed.clear()
+            await self._changed.wait()
+        return self._producer
+
+    def failed(self, producer: Producer, partition: int, error: BaseException) -> None:
+        """Take note that a batch for `partition` failed: its producer is not to be used for it again."""
+        if producer is self._producer:
+            self._unfit = producer
+        if not isinstance(error, ProducerLostError):
+            what = "A batch for partition %d of topic %s failed: %s"
+            self._complain(what, partition, self.settings.topic, named(error, self.settings))
+
+    def heard(self) -> None:
+        """Take note that Kafka acknowledged a batch."""
+        if self.problem:
+            _log.info("Kafka acknowledges again.")
+            self.problem = ""
+
+    def _complain(self, what: str, *args: object) -> None:
+        self.problem = what % args
+        # The template tells one complaint from another, so that repeats are summed up.
+        _log.warning(what + ". Nothing is lost: what is not acknowledged is delivered again.", *args)
+
+    async def _supervise(self) -> NoReturn:
+        """Keep a producer that works in place."""
+        waits = pauses()
+        while True:
+            reason = await self._needed()
+            if await self._replace(reason):
+                waits = pauses()
+            await asyncio.sleep(next(waits))
+
+    async def _needed(self) -> str:
+        """Wait until another producer is needed; return why."""
+        loop = asyncio.get_running_loop()
+        while (old := self._producer) is not None:
+            self.counters.brokers_known = len(old.brokers)
+            if old is self._unfit:
+                return "a batch failed"
+            if old.dead:
+                return "its tasks died"
+            if self._is_homeless(old):
+                return "the brokers have other addresses"
+            since, now = old.waiting_since(), loop.time()
+            patience = self.settings.request_timeout_seconds
+            if self._brokers.addresses != self._addresses:
+                self._addresses, self._addresses_since = self._brokers.addresses, now
+            if now - self._addresses_since < 2 * patience and self._addresses != old.bootstrap:
+                patience = _MOVED_SECONDS
+            if since and now - since > patience:
+                self.problem = f"Kafka at {listed(self._addresses)} has acknowledged nothing for {now - since:.0f} s"
+                return "nothing is acknowledged"
+            await asyncio.sleep(0.25)
+        return "the first"
+
+    def _is_homeless(self, producer: Producer) -> bool:
+        """Whether none of the brokers that a producer knows is where brokers are now; it never asks again."""
+        addresses = self._brokers.addresses
+        return addresses != producer.bootstrap and producer.brokers.isdisjoint(addresses)
+
+    async def _replace(self, reason: str) -> bool:
+        """Try to put a new producer in the old one's place; return whether it is there."""
+        old = self._producer
+        new = await self._start()
+        if not new:
+            return False
+        try:
+            if not (old and reason == "nothing is acknowledged" and await self._recovers(old)):
+                self._put(new)
+        finally:
+            if self._producer is not new:
+                await new.discard()
+        if old and old is not self._producer:
+            self.counters.producer_rebuilds += 1
+            _log.warning("A new Kafka producer takes over: %s. Nothing is lost.", reason)
+            self._own(self._retire(old, patient=reason == "a batch failed"))
+        return True
+
+    def _put(self, new: Producer) -> None:
+        self._producer = new
+        self._unfit = None
+        self.problem = ""
+        self.counters.brokers_known = len(new.brokers)
+        self._changed.set()
+
+    async def _recovers(self, producer: Producer) -> bool:
+        """Whether a stalled producer makes progress again within `_GRACE_SECONDS`."""
+        before = producer.acknowledged
+        for _ in range(int(_GRACE_SECONDS / 0.1)):
+            if self._is_homeless(producer):
+                return False
+            if producer.acknowledged > before or producer.owes_nothing():
+                return True
+            await asyncio.sleep(0.1)
+        return False
+
+    async def _retire(self, old: Producer, *, patient: bool) -> None:
+        """Stop a producer that was replaced; if `patient`, when other partitions' batches have had their time."""
+        if patient and (since := old.waiting_since()):
+            until = since + self.settings.request_timeout_seconds
+            await old.settle(until - asyncio.get_running_loop().time())
+        await old.discard()
+
+    async def _start(self) -> Producer | None:
+        """Start a producer and ask for the topic; on failure say why and return None."""
+        addresses = self._brokers.addresses
+        if not addresses:
+            self.problem = self._brokers.problem or f"no broker's address is known yet from {self._brokers.source}"
+            _log.warning("Waiting for Kafka: %s.", self.problem)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(BACKOFF_SECONDS[1]):
+                    addresses = await self._brokers.changed(())
+            if not addresses:
+                return None
+        inner = build(self.settings, self._client, addresses)
+        try:
+            async with asyncio.timeout(self.settings.request_timeout_seconds * 2):
+                await inner.start()
+                await self._ask(inner)
+        except FAILURES as error:
+            await stop(inner)
+            await self._explain(addresses, error)
+            return None
+        except asyncio.CancelledError:
+            await stop(inner)
+            raise
+        return Producer(inner, addresses, self.settings.topic)
+
+    async def _ask(self, producer: aiokafka.AIOKafkaProducer) -> None:
+        """Ask for the topic, for a second at least: a broker may be just creating it."""
+        topic, cluster = self.settings.topic, producer.client.cluster
+        producer.client.set_topics([topic])
+        for _ in range(10):
+            await producer.client.force_metadata_update()
+            if cluster.partitions_for_topic(topic):
+                return
+            if topic in cluster.unauthorized_topics:
+                raise kafka_errors.TopicAuthorizationFailedError(topic)
+            await asyncio.sleep(0.1)
+        raise kafka_errors.UnknownTopicOrPartitionError(topic)
+
+    async def _explain(self, addresses: tuple[str, ...], error: BaseException) -> None:
+        """Say why no producer could be started."""
+        if isinstance(error, kafka_errors.KafkaConnectionError | OSError | TimeoutError):
+            # What aiokafka raises here does not tell a refused connection from a wrong password.
+            why = await why_not(self.settings, addresses)
+        else:
+            why = f"refuses: {named(error, self.settings)}"
+        self._complain("Kafka at %s (from %s) %s", listed(addresses), self._brokers.source, why)

@@ -134,7 +134,12 @@ def _run_or_check(command: str, line: argparse.Namespace) -> int:
         from syslogger.check import check  # noqa: PLC0415 - brings the Kafka client
 
         return check(config)
-    from syslogger.forwarder import run  # noqa: PLC0415 - brings everything
+    if line.rehearse:
+        from syslogger.forwarder import rehearse  # noqa: PLC0415 - brings everything
+
+        rehearse(config)
+        return 0
+    from syslogger.forwarder import run  # noqa: PLC0415 - as above
 
     return run(config)
 
@@ -189,6 +194,8 @@ def _parser() -> _Parser:
     of_run.add_argument("--riemann", metavar="ADDRESS", help="the Riemann to push metrics to: host:port")
     of_run.add_argument("--verbose", type=_boolean, metavar="", help="log at level debug")
     of_demo = parser.add_argument_group("flags of demo")
+    # For a reload: try a start, and end before anything is opened.
+    parser.add_argument("--rehearse", action="store_const", const=True, help=argparse.SUPPRESS)
     of_demo.add_argument("--count", metavar="N", type=_count, help="end when N records were printed")
     of_go = parser.add_argument_group("flags of the Go syslogger, whose start lines still work (-port 1514)")
     of_go.add_argument("--port", metavar="N", type=_port, help="as --listen :N")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+
 from .counters import Counters
 from .framing import Framing, Split
 from .sink import Sink
@@ -37,9 +39,14 @@ class Connection:
         stream.consume(split.used, more=split.more)
 
     def close(self) -> None:
-        """Let go of the peer and the sink."""
+        """End the peer's connection and let go of the sink."""
         self.stream.close()
         self._sink.close()
+
+    def release(self) -> socket.socket:
+        """Let go of both and leave the peer's connection as it is; return its socket."""
+        self._sink.close()
+        return self.stream.release()
 
     async def _deliver(self, split: Split) -> None:
         counters, count = self._counters, len(split.records)

@@ -67,8 +67,11 @@ class Counters:
 
     connections_open: int = 0
     connections_accepted: int = 0
+    connections_adopted: int = 0
+    """Connections that the process was started with: they came to the one before it."""
     connections_ended: Counter[str] = field(default_factory=Counter)
-    """By cause: ``eof``, ``reset``, ``timeout``, ``quiet`` (the drain), ``deadline`` (the drain), ``error``."""
+    """By cause: ``eof``, ``reset``, ``timeout``, ``quiet`` (the drain), ``deadline`` (the drain), ``error``,
+    ``handover`` (not ended, but given to the next process)."""
     accept_pauses: Counter[str] = field(default_factory=Counter)
     """How often accepting stopped, by cause: ``max_connections``, ``files``."""
 

@@ -98,7 +98,7 @@ async def _show(stop: service.Stop, config: Config, count: int | None, consumer:
 
     loop = asyncio.get_running_loop()
     forwarder, printer = Forwarder(config), _Printer(consumer)
-    serving = loop.create_task(forwarder.run(stop))
+    serving = loop.create_task(_serve(forwarder, stop))
     printing = loop.create_task(printer.run(count))
     printing.add_done_callback(printed)
     try:
@@ -120,6 +120,15 @@ async def _show(stop: service.Stop, config: Config, count: int | None, consumer:
         printing.cancel()
     _say(f"\n{counters.records_received} records received, {counters.records_delivered} delivered to the topic.")
     return 0 if printer.printed == count else status
+
+
+async def _serve(forwarder: Forwarder, stop: service.Stop) -> int:
+    """Run the daemon until it is to stop. A demo is never reloaded: its broker would be gone."""
+    only_stop = service.Stop()
+    only_stop.asked, only_stop.at_once = stop.asked, stop.at_once
+    status = await forwarder.run(only_stop)
+    assert isinstance(status, int)  # noqa: S101 - nobody asked for another end
+    return status
 
 
 async def _introduce(listen: str, config: Config) -> None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+from collections.abc import Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
+from typing import NoReturn
 
 from . import logs, service
 from .brokers import BootstrapServers, Brokers
@@ -14,8 +16,8 @@ from .counters import Counters
 from .errors import ConfigError
 from .framing.newline import Newline
 from .kafka import Topic
-from .listener import Connections, Listener, bind
-from .streams import Poller
+from .listener import Connections, Listener, bind, is_listening, name_of
+from .streams import Poller, unread
 
 _log = logging.getLogger(__name__)
 
@@ -23,6 +25,9 @@ _RECEIVE_BUFFER_BYTES = 262_144
 """Of each connection, if no setting says otherwise: full speed; 4 MB gave no more."""
 
 _TICK_SECONDS = 1.0
+
+_HAND_OVER_SECONDS = 5.0
+"""How long a reload waits for what is in flight; with Kafka down it goes on without."""
 
 
 def run(config: Config) -> int:
@@ -51,36 +56,103 @@ class Forwarder:
         reason = ": ".join(part for part in (self._waiting, problem) if part)
         return not reason, reason or "ready"
 
-    async def run(self, stop: service.Stop) -> int:
-        """Start, serve until `stop`, drain; return the exit status."""
+    async def run(self, stop: service.Stop) -> int | service.Handover:
+        """Start, serve until `stop`, drain; return the exit status, or what the next process is to carry on with."""
         config, counters = self._config, self.counters
         async with AsyncExitStack() as started:
             # 1. Addresses, so that one that is taken is found before anything starts.
-            bound: list[tuple[socket.socket, Newline]] = []
-            for number in range(len(config.listeners)):
-                sockets, framing, problem = bind_listener(config, number)
-                for sock in sockets:
-                    started.callback(sock.close)
-                    bound.append((sock, framing))
-                if problem:
-                    _log.warning("%s", problem)
+            manager = started.enter_context(service.Manager())
+            bound, peers = self._sockets(manager)
+            started.callback(self._close, [*bound, *peers])
             # 2. What is seen of it.
             self._watch(started)
             # 3. Kafka.
             brokers = await started.enter_async_context(_brokers(config))
             topic = self._topic = await started.enter_async_context(Topic(config.kafka, brokers, counters))
-            ticks = asyncio.get_running_loop().create_task(self._tick())
+            manager.tell("READY=1")
+            ticks = asyncio.get_running_loop().create_task(self._tick(manager))
             started.callback(ticks.cancel)
-            # 4. What is read, once Kafka has answered for the topic.
-            largest_read = max(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock, _ in bound)
+            # 4. What is read, once Kafka has answered for the topic: who is here already, then who comes.
+            largest_read = max(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in (*bound, *peers))
             poller = started.enter_context(Poller(largest_read))
-            connections = Connections(config.max_connections, topic.sink, poller, counters)
-            listeners = [Listener(sock, framing, connections, counters) for sock, framing in bound]
-            if not await self._kafka_answered(topic, stop):
-                return 0
+            connections = Connections(config.max_connections, topic.sink, poller, manager, counters)
+            listeners = [Listener(sock, framing, connections, manager, counters) for sock, framing in bound.items()]
+            self._waiting = "waiting for Kafka"
+            await _first(topic.answered(), stop.asked.wait(), self._reloaded(stop))
+            if not topic.has_answered:
+                return self._stopped_waiting(list(bound), peers, stop)
+            for peer in peers:
+                connections.adopt(peer, _framing(peer, bound))
             self._listen(listeners)
-            await stop.asked.wait()
+            await _first(stop.asked.wait(), self._reloaded(stop))
+            if not stop.asked.is_set():
+                return await self._hand_over(listeners, connections, topic)
             return await self._drain(listeners, connections, stop)
+
+    def _close(self, sockets: list[socket.socket]) -> None:
+        """Close what nothing else has closed, unless the next process has use for it."""
+        if self._waiting != "reloading":
+            for sock in sockets:
+                sock.close()
+
+    def _sockets(self, manager: service.Manager) -> tuple[dict[socket.socket, Newline], list[socket.socket]]:
+        """Return the sockets to listen on, bound, each with its framing; and the connections of the process before.
+
+        What a process of ours listened on and what a socket unit opened is used where a listener has that address.
+        """
+        config = self._config
+        ours, units = service.inherited()
+        peers = [sock for sock in ours if not is_listening(sock)]
+        listening = [sock for sock in ours if is_listening(sock)] + units
+        bound: dict[socket.socket, Newline] = {}
+        # A socket unit alone says where to listen, if nothing else does.
+        only_units = units and config.listeners == Config().listeners
+        for number in range(0 if only_units else len(config.listeners)):
+            sockets, framing, problem = bind_listener(config, number, listening)
+            bound |= dict.fromkeys(sockets, framing)
+            if problem:
+                _log.warning("%s", problem)
+        for sock in listening:
+            if sock in units:
+                bound[sock] = Newline(config.listeners[0].max_record_bytes, config.kafka.max_batch_records)
+            else:
+                manager.forget(sock)
+                sock.close()
+        return bound, peers
+
+    async def _reloaded(self, stop: service.Stop) -> None:
+        """Return when a reload was asked for and a new start of the program would succeed."""
+        while True:
+            await stop.reload.wait()
+            stop.reload.clear()
+            _log.info("Reloading: trying a new start with the configuration and the code as they are now.")
+            problem = await service.rehearse()
+            if not problem:
+                return
+            _log.error("Not reloaded, and running on as before: %s", problem, extra={"always": True})
+
+    def _stopped_waiting(
+        self, bound: list[socket.socket], peers: list[socket.socket], stop: service.Stop
+    ) -> int | service.Handover:
+        """End before Kafka has answered."""
+        if not stop.asked.is_set():
+            self._waiting = "reloading"
+            return service.Handover([*(sock for sock in bound if is_listening(sock)), *peers])
+        held = [(peer, size) for peer, size in ((name_of(sock), unread(sock)) for sock in peers) if size]
+        _log.info("Stopped before Kafka had answered; nothing was accepted.")
+        return _report(held, "Kafka had not answered")
+
+    async def _hand_over(self, listeners: list[Listener], connections: Connections, topic: Topic) -> service.Handover:
+        """Stop in a way that the next process can go on from: same sockets, nothing half delivered."""
+        self._waiting = "reloading"
+        # 1. Nobody new; who connects waits in the backlog.
+        for listener in listeners:
+            listener.pause()
+        # 2. What was read is delivered and consumed.
+        if not await topic.finish(_HAND_OVER_SECONDS):
+            _log.warning("Reloading while Kafka acknowledges nothing: what is in flight may come twice.")
+        # 3. The rest is in the kernel.
+        return service.Handover([listener.socket for listener in listeners] + await connections.release())
 
     def _watch(self, started: AsyncExitStack) -> None:
         config = self._config
@@ -109,18 +181,6 @@ class Forwarder:
                 )
             )
 
-    async def _kafka_answered(self, topic: Topic, stop: service.Stop) -> bool:
-        """Wait until Kafka has answered for the topic; False if it is to stop before that."""
-        self._waiting = "waiting for Kafka"
-        loop = asyncio.get_running_loop()
-        answered, asked = loop.create_task(topic.answered()), loop.create_task(stop.asked.wait())
-        await asyncio.wait({answered, asked}, return_when=asyncio.FIRST_COMPLETED)
-        for task in (answered, asked):
-            task.cancel()
-        if not answered.done():
-            _log.info("Stopped before Kafka had answered; nothing was accepted.")
-        return answered.done()
-
     def _listen(self, listeners: list[Listener]) -> None:
         for listener in listeners:
             try:
@@ -130,14 +190,12 @@ class Forwarder:
                 raise ConfigError(text) from error
         self.addresses = [listener.address for listener in listeners]
         self._waiting = ""
-        service.notify("READY=1", f"STATUS=forwarding to topic {self._config.kafka.topic}")
         _log.info("Listening on %s; forwarding to topic %s.", ", ".join(self.addresses), self._config.kafka.topic)
 
     async def _drain(self, listeners: list[Listener], connections: Connections, stop: service.Stop) -> int:
         loop = asyncio.get_running_loop()
         deadline = loop.time() + self._config.drain_seconds
         self._waiting = "stopping"
-        service.notify("STOPPING=1", "STATUS=delivering what connections still hold")
         _log.info(
             "Stopping: %d connections have %.0f s to end.", self.counters.connections_open, self._config.drain_seconds
         )
@@ -146,31 +204,72 @@ class Forwarder:
             listener.close()
         # 2. Whoever is here ends, and is read and delivered to the end.
         connections.half_close()
-        ended, hurry = loop.create_task(connections.ended()), loop.create_task(stop.at_once.wait())
-        await asyncio.wait({ended, hurry}, timeout=deadline - loop.time(), return_when=asyncio.FIRST_COMPLETED)
-        for task in (ended, hurry):
-            task.cancel()
+        await _first(connections.ended(), stop.at_once.wait(), seconds=deadline - loop.time())
         # 3. Whoever is left is cut off, and named.
         why = "a second signal came" if stop.at_once.is_set() else "drain_seconds have passed"
         undelivered = await connections.cut_off()
-        for peer, size in undelivered:
-            _log.error("%d bytes from %s were not delivered: %s.", size, peer, why, extra={"always": True})
-        if undelivered:
-            total = sum(size for _, size in undelivered)
-            _log.error("Stopped with %d bytes from %d peers not delivered.", total, len(undelivered))
-            return 1
-        _log.info("Stopped; every record received was delivered (%d).", self.counters.records_delivered)
-        return 0
+        if not undelivered:
+            _log.info("Stopped; every record received was delivered (%d).", self.counters.records_delivered)
+        return _report(undelivered, why)
 
-    async def _tick(self) -> None:
-        """Once a second, what has no better time."""
+    async def _tick(self, manager: service.Manager) -> NoReturn:
+        """Once a second, what has no better time. The watchdog hears from here: that the loop goes round."""
+        watched = ["WATCHDOG=1"] if manager.watchdog_seconds else []
         while True:
-            await asyncio.sleep(_TICK_SECONDS)
             logs.summarise()
+            stopping = self._waiting == "stopping"
+            more_time = [f"EXTEND_TIMEOUT_USEC={int(3e6 * _TICK_SECONDS)}"] if stopping else []
+            ready, reason = self.state()
+            status = f"forwarding to topic {self._config.kafka.topic}" if ready else reason
+            manager.tell(*watched, *more_time, f"STATUS={status}, {self.counters.connections_open} connections")
+            await asyncio.sleep(_TICK_SECONDS)
 
 
-def bind_listener(config: Config, number: int) -> tuple[list[socket.socket], Newline, str]:
+def rehearse(config: Config) -> None:
+    """Do of a start what needs no address and no Kafka: import what `config` asks for, read the files it names."""
+    Topic(config.kafka, BootstrapServers(()), Counters())
+    _brokers(config)
+    if config.prometheus.address:
+        from . import prometheus  # noqa: F401, PLC0415 - whether it can be
+    if config.riemann.address:
+        from . import riemann  # noqa: F401, PLC0415 - as above
+
+
+def _report(undelivered: list[tuple[str, int]], why: str) -> int:
+    """Log what was not delivered, of each peer how many bytes; return the exit status."""
+    for peer, size in undelivered:
+        _log.error("%d bytes from %s were not delivered: %s.", size, peer, why, extra={"always": True})
+    if undelivered:
+        total = sum(size for _, size in undelivered)
+        _log.error("Stopped with %d bytes from %d peers not delivered.", total, len(undelivered))
+    return int(bool(undelivered))
+
+
+async def _first(*waits: Coroutine[None, None, object], seconds: float | None = None) -> None:
+    """Return when one of them has returned, or after so many seconds; the others are cancelled."""
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(wait) for wait in waits]
+    try:
+        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _framing(peer: socket.socket, bound: dict[socket.socket, Newline]) -> Newline:
+    """Return the framing of the listener that a connection came through, or the first one's if it is no more."""
+    port = peer.getsockname()[1]
+    by_port = {sock.getsockname()[1]: framing for sock, framing in bound.items()}
+    return by_port.get(port, next(iter(bound.values())))
+
+
+def bind_listener(
+    config: Config, number: int, inherited: list[socket.socket] | None = None
+) -> tuple[list[socket.socket], Newline, str]:
     """Bind the addresses of one listener; return the sockets, its framing, and what is wrong with their buffers.
+
+    Sockets of `inherited` that have such an address are taken from that list.
 
     The framing cuts records at what the kernel's receive buffer can hold; where that is less than
     `max_record_bytes` the text says so, else it is empty. Raises `ConfigError`.
@@ -178,7 +277,7 @@ def bind_listener(config: Config, number: int) -> tuple[list[socket.socket], New
     settings, name = config.listeners[number], f"listeners[{number}]"
     host, port = parse_address(settings.address, f"{name}.address")
     asked = settings.receive_buffer_bytes or max(_RECEIVE_BUFFER_BYTES, 4 * settings.max_record_bytes)
-    sockets = bind(host, port, asked, f"{name}.address")
+    sockets = bind(host, port, asked, f"{name}.address", inherited)
     granted = min(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in sockets)
     # The kernel doubles what is asked for and counts its own overhead in it: half is for the bytes, and a margin.
     largest = granted // 4

@@ -13,6 +13,7 @@ from .connection import Connection
 from .counters import Counters
 from .errors import ConfigError
 from .framing import Framing
+from .service import Manager
 from .sink import Sink
 from .streams import PlainStream, Poller
 
@@ -33,14 +34,21 @@ _KEEPALIVE_IDLE_SECONDS, _KEEPALIVE_INTERVAL_SECONDS, _KEEPALIVE_PROBES = 60, 10
 """A peer that vanished without a word is noticed after two minutes (Linux: two hours)."""
 
 
-def bind(host: str, port: int, receive_buffer_bytes: int, setting: str) -> list[socket.socket]:
-    """Return bound sockets that do not listen yet, one for each address that `host` has; "" is every address.
+def bind(
+    host: str, port: int, receive_buffer_bytes: int, setting: str, inherited: list[socket.socket] | None = None
+) -> list[socket.socket]:
+    """Return bound sockets, one for each address that `host` has; "" is every address.
 
-    Raises `ConfigError`, naming `setting`, if there is no such address or it is taken.
+    A socket of `inherited` that has the address already is taken from that list instead of a new one; it listens. A
+    new one does not yet. Raises `ConfigError`, naming `setting`, if there is no such address or it is taken.
     """
     sockets: list[socket.socket] = []
     try:
         for family, address in _addresses(host, port):
+            if found := [sock for sock in inherited or () if _covers(sock, address)]:
+                inherited.remove(found[0])  # type: ignore[union-attr] # it has some
+                sockets.append(found[0])
+                continue
             sock = socket.socket(family, socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
             sockets.append(sock)
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -53,6 +61,12 @@ def bind(host: str, port: int, receive_buffer_bytes: int, setting: str) -> list[
             sock.close()
         raise _cannot_listen(setting, host, port, error) from error
     return sockets
+
+
+def _covers(sock: socket.socket, address: tuple[str, int]) -> bool:
+    """Whether who connects to `address` comes to `sock`."""
+    own = sock.getsockname()[:2]
+    return own == address or (own[1] == address[1] and own[0] in {"::", "0.0.0.0"})  # noqa: S104 - compared
 
 
 def _cannot_listen(setting: str, host: str, port: int, error: OSError) -> ConfigError:
@@ -86,10 +100,13 @@ def _set_inherited(sock: socket.socket, receive_buffer_bytes: int) -> None:
 
 
 class Connections:
-    """The open connections of all listeners, at most `most` of them."""
+    """The open connections of all listeners, at most `most` of them, each with a duplicate kept by the manager."""
 
-    def __init__(self, most: int, open_sink: Callable[[], Sink], poller: Poller, counters: Counters) -> None:
+    def __init__(
+        self, most: int, open_sink: Callable[[], Sink], poller: Poller, manager: Manager, counters: Counters
+    ) -> None:
         self._most = most
+        self._manager = manager
         self._open_sink = open_sink
         self._poller = poller
         self._counters = counters
@@ -98,6 +115,8 @@ class Connections:
         self._none_open.set()
         self._freed: list[Callable[[], None]] = []
         self._draining = False
+        self._released: list[socket.socket] | None = None
+        """While the connections are handed over: the sockets of those that were."""
 
     @property
     def full(self) -> bool:
@@ -108,14 +127,23 @@ class Connections:
         """Call once, when the next connection ends."""
         self._freed.append(call)
 
-    def start(self, sock: socket.socket, peer: str, framing: Framing) -> None:
-        """Serve an accepted socket until its end."""
+    def accept(self, sock: socket.socket, peer: str, framing: Framing) -> None:
+        """Serve a socket that was just accepted until its end."""
+        self._manager.keep(sock)
+        self._counters.connections_accepted += 1
+        self._start(sock, peer, framing)
+
+    def adopt(self, sock: socket.socket, framing: Framing) -> None:
+        """Serve a socket that this process was started with until its end; what nobody has consumed is still in it."""
+        self._counters.connections_adopted += 1
+        self._start(sock, name_of(sock), framing)
+
+    def _start(self, sock: socket.socket, peer: str, framing: Framing) -> None:
         stream = PlainStream(sock, self._poller)
         connection = Connection(peer, stream, framing, self._open_sink(), self._counters)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._open[task] = connection
         self._none_open.clear()
-        self._counters.connections_accepted += 1
         self._counters.connections_open += 1
         task.add_done_callback(self._end)
         if self._draining:
@@ -124,12 +152,19 @@ class Connections:
     def _end(self, task: asyncio.Task[None]) -> None:
         connection = self._open.pop(task)
         cause = connection.stream.ended
-        if task.cancelled():
-            cause = "deadline"
-        elif error := task.exception():
+        if not task.cancelled() and (error := task.exception()):
             cause = "error"
             _log.error("%s was let go by a fault in syslogger; please report it.", connection.peer, exc_info=error)
-        connection.close()
+        if self._released is not None and not cause:
+            cause = "handover"
+            self._released.append(connection.release())
+        elif task.cancelled():
+            cause = "deadline"
+            # What the manager keeps of it may have another chance, in the next process.
+            connection.release().close()
+        else:
+            self._manager.forget(connection.stream.sock)
+            connection.close()
         self._counters.connections_open -= 1
         self._counters.connections_ended[cause] += 1
         if not self._open:
@@ -148,6 +183,17 @@ class Connections:
         """Wait until no connection is open."""
         await self._none_open.wait()
 
+    async def release(self) -> list[socket.socket]:
+        """Let go of every connection without ending it; return their sockets.
+
+        What is being delivered is not consumed: whoever gets the socket delivers it again.
+        """
+        self._released = []
+        for task in self._open:
+            task.cancel()
+        await self.ended()
+        return self._released
+
     async def cut_off(self) -> list[tuple[str, int]]:
         """End the connections that are left; return the peers whose bytes were not all delivered, and how many."""
         left = [(one.peer, one.stream.unconsumed()) for one in self._open.values()]
@@ -160,9 +206,12 @@ class Connections:
 class Listener:
     """One bound socket, whose peers become connections while it is open."""
 
-    def __init__(self, sock: socket.socket, framing: Framing, connections: Connections, counters: Counters) -> None:
-        self.address = _name(sock.getsockname())
-        self._sock = sock
+    def __init__(
+        self, sock: socket.socket, framing: Framing, connections: Connections, manager: Manager, counters: Counters
+    ) -> None:
+        self.address = name(sock.getsockname())
+        self.socket = self._sock = sock
+        self._manager = manager
         self._framing = framing
         self._connections = connections
         self._counters = counters
@@ -171,8 +220,14 @@ class Listener:
 
     def open(self) -> None:
         """Listen and accept. Raises `OSError` if another program has begun to listen there."""
-        self._sock.listen(_BACKLOG)
+        if not is_listening(self._sock):
+            self._sock.listen(_BACKLOG)
+        self._manager.keep(self._sock)
         self._resume()
+
+    def pause(self) -> None:
+        """Accept nobody for now; who connects waits."""
+        self._pause()
 
     def close(self) -> None:
         """Accept who has connected already, then nobody."""
@@ -217,9 +272,23 @@ class Listener:
 
     def _accept(self) -> None:
         sock, address = self._sock.accept()
-        self._connections.start(sock, _name(address), self._framing)
+        self._connections.accept(sock, name(address), self._framing)
 
 
-def _name(address: tuple[str, int]) -> str:
+def is_listening(sock: socket.socket) -> bool:
+    """Whether peers can connect to a socket."""
+    return bool(sock.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+
+
+def name_of(sock: socket.socket) -> str:
+    """Return the peer of a connection, or words for one that has gone."""
+    try:
+        return name(sock.getpeername())
+    except OSError:
+        return "a peer that has gone"
+
+
+def name(address: tuple[str, int]) -> str:
+    """Return an address as people write it, ``host:port`` or ``[v6]:port``; an IPv4 one that IPv6 maps as IPv4."""
     host, port = address[0].removeprefix("::ffff:"), address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"

@@ -52,7 +52,7 @@ _CLOSE_SECONDS = 1.0
 
 _CAUSES = {
     "records_cut": ("size", "eof", "reset", "quiet", "urgent"),
-    "connections_ended": ("eof", "reset", "timeout", "quiet", "deadline", "error"),
+    "connections_ended": ("eof", "reset", "timeout", "quiet", "deadline", "error", "handover"),
     "accept_pauses": ("max_connections", "files"),
 }
 """The causes that `Counters` names: each is exported as 0 from the start, so that `rate()` sees the first."""
@@ -217,6 +217,7 @@ class _Counters(Collector):
             _counters("records_cut", "Records that are pieces of what was sent, by cause.", "cause", now.records_cut),
             _gauge("connections_open", "Connections now open.", now.connections_open),
             _counter("connections_accepted", "Connections accepted.", now.connections_accepted),
+            _counter("connections_adopted", "Connections taken over from the process before.", now.connections_adopted),
             _counters("connections_ended", "Connections ended, by cause.", "cause", now.connections_ended),
             _counters("accept_pauses", "How often accepting stopped, by cause.", "cause", now.accept_pauses),
             _counter("batches_delivered", "Batches that Kafka acknowledged.", now.batches),

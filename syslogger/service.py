@@ -1,61 +1,233 @@
-"""Holds a program open until a signal, and tells systemd how it is (sd_notify(3)). Imports nothing of ours."""
+"""Holds a program open until a signal; what it asks of and tells the service manager. Imports nothing of ours.
+
+Sources: sd_notify(3), sd_listen_fds(3), sd_pid_notify_with_fds(3), systemd.service(5).
+"""
 
 from __future__ import annotations
 
+import array
 import asyncio
+import json
 import os
 import signal
 import socket
+import sys
+from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager, suppress
+from typing import NamedTuple, NoReturn, Self
 
 import uvloop
 
+_FIRST_FD = 3
+"""SD_LISTEN_FDS_START"""
+
+_HANDED_OVER = "_SYSLOGGER_SOCKETS"
+"""Names the file in which a process that re-executes itself leaves the numbers of its open sockets."""
+
+_REHEARSE_SECONDS = 20.0
+
+_AGAIN_SECONDS = 0.01
+"""When to try again to tell a service manager whose socket is full."""
+
 
 class Stop:
-    """What SIGTERM and SIGINT ask for."""
+    """What signals ask for."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
-        """Finish what is in flight and end."""
+        """SIGTERM or SIGINT: finish what is in flight and end."""
         self.at_once = asyncio.Event()
-        """A second signal: do not finish."""
+        """A second one: do not finish."""
+        self.reload = asyncio.Event()
+        """SIGHUP: begin anew with the configuration and the code as they are now."""
 
     def ask(self) -> None:
         """Ask once more."""
         (self.at_once if self.asked.is_set() else self.asked).set()
 
 
-def run(main: Callable[[Stop], Coroutine[None, None, int]]) -> int:
-    """Run `main` on a fresh uvloop; return its exit status."""
+class Handover(NamedTuple):
+    """What a `main` returns to be re-executed with these sockets open."""
+
+    sockets: list[socket.socket]
+
+
+Main = Callable[[Stop], Coroutine[None, None, int | Handover]]
+
+
+def run(main: Main) -> int:
+    """Run `main` on a fresh uvloop; return its exit status, or re-execute the program as it was started."""
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        return runner.run(_hold(main))
+        outcome = runner.run(_hold(main))
+    if isinstance(outcome, Handover):
+        _execute_again(outcome.sockets)
+    return outcome
 
 
-async def _hold(main: Callable[[Stop], Coroutine[None, None, int]]) -> int:
+async def _hold(main: Main) -> int | Handover:
     stop = Stop()
-    with _signals(stop.ask):
-        return await main(stop)
+    with _signals({signal.SIGTERM: stop.ask, signal.SIGINT: stop.ask, signal.SIGHUP: stop.reload.set}):
+        outcome = await main(stop)
+    if isinstance(outcome, Handover):
+        # What the loop leaves behind would end the program; ignored, it is ignored until the next loop hears it.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    return outcome
 
 
 @contextmanager
-def _signals(call: Callable[[], None]) -> Iterator[None]:
+def _signals(calls: dict[signal.Signals, Callable[[], None]]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number, call in calls.items():
         loop.add_signal_handler(number, call)
     try:
         yield
     finally:
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in calls:
             loop.remove_signal_handler(number)
 
 
-def notify(*assignments: str) -> None:
-    """Send assignments such as ``READY=1`` to the service manager; do nothing where there is none."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    # A service manager that cannot hear is no reason to end.
-    with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sock:
-        sock.connect("\0" + address[1:] if address.startswith("@") else address)
-        sock.send("\n".join(assignments).encode())
+def _execute_again(sockets: list[socket.socket]) -> NoReturn:
+    """Replace the process by a new start of the same command line; only the sockets stay open."""
+    # A file in memory: a variable could not name ten thousand of them (MAX_ARG_STRLEN).
+    memory = os.memfd_create("sockets", 0)
+    os.write(memory, json.dumps([sock.fileno() for sock in sockets]).encode())
+    for sock in sockets:
+        sock.set_inheritable(True)
+    os.environ[_HANDED_OVER] = str(memory)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - our own command line
+
+
+async def rehearse() -> str:
+    """Start the same command line with ``--rehearse``, which ends before it opens anything; return why it failed.
+
+    The text is empty if a new start would succeed.
+    """
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        *sys.orig_argv[1:],
+        "--rehearse",
+        stderr=asyncio.subprocess.PIPE,
+        stdin=asyncio.subprocess.DEVNULL,
+    )
+    try:
+        async with asyncio.timeout(_REHEARSE_SECONDS):
+            _, said = await process.communicate()
+    except TimeoutError:
+        process.kill()
+        return f"it did not start within {_REHEARSE_SECONDS:.0f} s"
+    lines = said.decode(errors="replace").strip().splitlines()
+    return (lines[-1] if lines else f"exit status {process.returncode}") if process.returncode else ""
+
+
+def inherited() -> tuple[list[socket.socket], list[socket.socket]]:
+    """Return the sockets that this process was started with, non-blocking; a second call finds none.
+
+    The first list is of those that a process of ours had before (the file descriptor store, `Handover`), the second of
+    those that the service manager opened (a socket unit).
+    """
+    ours: list[socket.socket] = []
+    units: list[socket.socket] = []
+    for fd, name in (*_from_manager(), *_from_before()):
+        sock = socket.socket(fileno=fd)
+        sock.setblocking(False)
+        sock.set_inheritable(False)
+        (ours if name in {"", _name(sock)} else units).append(sock)
+    return ours, units
+
+
+def _from_manager() -> list[tuple[int, str]]:
+    pid, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    names = os.environ.pop("LISTEN_FDNAMES", "").split(":")
+    if pid != str(os.getpid()) or not count.isdecimal():
+        return []
+    return [(_FIRST_FD + number, "".join(names[number : number + 1]) or "unknown") for number in range(int(count))]
+
+
+def _from_before() -> list[tuple[int, str]]:
+    memory = os.environ.pop(_HANDED_OVER, "")
+    if not memory:
+        return []
+    with os.fdopen(int(memory), "r+") as file:
+        file.seek(0)
+        return [(int(fd), "") for fd in json.load(file)]
+
+
+class Manager:
+    """The service manager, if there is one: it is told how the program is, and keeps duplicates of its sockets.
+
+    What is told never waits: while the manager's socket is full it is kept, in order, and told as soon as it can be.
+    """
+
+    def __init__(self) -> None:
+        self._address = os.environ.get("NOTIFY_SOCKET", "")
+        usec = os.environ.get("WATCHDOG_USEC", "")
+        self.watchdog_seconds = int(usec) / 1e6 if usec.isdecimal() and self._address else 0.0
+        """How often at least it wants ``WATCHDOG=1``; 0 if it does not watch."""
+        self._sock: socket.socket | None = None
+        self._untold: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._again: asyncio.TimerHandle | None = None
+
+    def __enter__(self) -> Self:
+        if self._address:
+            self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+            # A manager that cannot hear is no reason to end.
+            with suppress(OSError):
+                self._sock.connect("\0" + self._address[1:] if self._address.startswith("@") else self._address)
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        if self._again:
+            self._again.cancel()
+        if self._sock:
+            self._sock.close()
+            self._sock = None
+
+    def tell(self, *assignments: str, keep: socket.socket | None = None) -> None:
+        """Send assignments such as ``READY=1``, and a socket with them; do nothing where there is no manager."""
+        if self._sock:
+            self._untold.append(("\n".join(assignments).encode(), keep))
+            self._tell()
+
+    def keep(self, sock: socket.socket) -> None:
+        """Have a duplicate kept (FileDescriptorStoreMax=), for the next start should this process die.
+
+        It is kept whatever becomes of the connection (``FDPOLL=0``): bytes that nobody has read may wait in it.
+        """
+        if self._sock:
+            self.tell("FDSTORE=1", f"FDNAME={_name(sock)}", "FDPOLL=0", keep=sock)
+
+    def forget(self, sock: socket.socket) -> None:
+        """Have the duplicate let go."""
+        if self._sock:
+            self.tell("FDSTOREREMOVE=1", f"FDNAME={_name(sock)}")
+
+    def _tell(self) -> None:
+        self._again = None
+        while self._sock and self._untold:
+            text, sock = self._untold[0]
+            ancillary = []
+            if sock and sock.fileno() >= 0:
+                ancillary.append((socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", [sock.fileno()])))
+            try:
+                self._sock.sendmsg([text], ancillary)
+            except BlockingIOError:
+                self._again = asyncio.get_running_loop().call_later(_AGAIN_SECONDS, self._tell)
+                return
+            except OSError:
+                pass  # as in `__enter__`
+            self._untold.popleft()
+
+
+def _name(sock: socket.socket) -> str:
+    """Return a name of the socket that no other has, and that a process it is handed to finds again.
+
+    It is short: all names together come back in one variable, which holds 131,072 bytes.
+    """
+    number, name = os.fstat(sock.fileno()).st_ino, ""
+    while number:
+        number, digit = divmod(number, 36)
+        name = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + name
+    return name

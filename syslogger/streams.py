@@ -36,6 +36,8 @@ _HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 class Stream(Protocol):
     """A peer's bytes in order, each shown until it is consumed."""
 
+    sock: socket.socket
+
     final: str
     """Why nothing will join the bytes last peeked: ``eof``, ``reset``, ``quiet``, ``urgent``; empty while more may."""
     ended: str
@@ -60,7 +62,15 @@ class Stream(Protocol):
         """How many bytes are there and not consumed."""
 
     def close(self) -> None:
-        """Let go of the peer. What is not consumed is lost."""
+        """End the connection. What is not consumed is lost."""
+
+    def release(self) -> socket.socket:
+        """Let go of the connection without ending it; return its socket."""
+
+
+def unread(sock: socket.socket) -> int:
+    """Return how many bytes a socket holds that nobody has consumed."""
+    return int(struct.unpack("i", ioctl(sock.fileno(), FIONREAD, b"\0\0\0\0"))[0])
 
 
 class Poller:
@@ -109,7 +119,7 @@ class PlainStream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.final = ""
         self.ended = ""
-        self._sock = sock
+        self.sock = sock
         self._poller = poller
         self._scratch = poller.scratch
         self._loop = asyncio.get_running_loop()
@@ -123,7 +133,8 @@ class PlainStream:
         self._left = 0
         """How many of the bytes last peeked are not consumed."""
         self._not_before = 0.0
-        self._low_water = 1
+        # A process that was killed may have left another.
+        self._low_water = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
         poller.watch(sock.fileno(), self)
 
     def notice(self, events: int) -> None:
@@ -154,7 +165,7 @@ class PlainStream:
         if self._low_water != self._left + 1:
             # The kernel looks at once whether the new mark is reached, so no edge is missed (tcp_set_rcvlowat).
             self._low_water = self._left + 1
-            self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._low_water)
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._low_water)
         while not self._more:
             self._waiter = self._loop.create_future()
             timer = self._loop.call_later(_QUIET_SECONDS, self._fall_quiet) if self._quiet else None
@@ -180,7 +191,7 @@ class PlainStream:
         try:
             # Asked before the peek, so that only an urgent mark can make the peek show less.
             waiting = self.unconsumed() if self._urgent else 0
-            size = self._sock.recv_into(self._scratch, 0, socket.MSG_PEEK)
+            size = self.sock.recv_into(self._scratch, 0, socket.MSG_PEEK)
         except BlockingIOError:
             self._more = False
             if last:
@@ -218,7 +229,7 @@ class PlainStream:
         if size:
             self._not_before = 0.0
             # MSG_TRUNC drops the bytes without copying them; recv_into still wants room for them.
-            self._sock.recv_into(self._scratch, size, socket.MSG_TRUNC)
+            self.sock.recv_into(self._scratch, size, socket.MSG_TRUNC)
         elif self._left:
             self._not_before = self._loop.time() + _UNFINISHED_PEEK_SECONDS
 
@@ -227,14 +238,24 @@ class PlainStream:
         self._quiet = True
         # A peer that has reset the connection is told nothing.
         with suppress(OSError):
-            self._sock.shutdown(socket.SHUT_WR)
+            self.sock.shutdown(socket.SHUT_WR)
         self._wake()
 
     def unconsumed(self) -> int:
         """See `Stream`."""
-        return int(struct.unpack("i", ioctl(self._sock.fileno(), FIONREAD, b"\0\0\0\0"))[0])
+        return unread(self.sock)
 
     def close(self) -> None:
         """See `Stream`."""
-        self._poller.forget(self._sock.fileno())
-        self._sock.close()
+        sock = self.release()
+        # A duplicate that somebody keeps must not keep the connection.
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        sock.close()
+
+    def release(self) -> socket.socket:
+        """See `Stream`."""
+        self._poller.forget(self.sock.fileno())
+        if self._low_water != 1:
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
+        return self.sock

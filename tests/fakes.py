@@ -1,9 +1,24 @@
-"""Stand-ins for the fast tests: a sink that keeps what it is given, and acknowledges when it is told to."""
+"""Stand-ins for the fast tests: a sink that acknowledges when it is told to, a service manager that remembers."""
 
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import Sequence
+
+
+class FakeManager:
+    """What a service manager was asked to keep, by inode."""
+
+    def __init__(self) -> None:
+        self.kept: set[int] = set()
+
+    def keep(self, sock: socket.socket) -> None:
+        self.kept.add(os.fstat(sock.fileno()).st_ino)
+
+    def forget(self, sock: socket.socket) -> None:
+        self.kept.discard(os.fstat(sock.fileno()).st_ino)
 
 
 class FakeSink:

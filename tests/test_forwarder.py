@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from syslogger import streams
+from syslogger import service, streams
 from syslogger.config import Config
 from syslogger.errors import ConfigError
 from syslogger.forwarder import Forwarder
@@ -190,3 +190,77 @@ async def test_riemann_and_metrics_are_started_on_request(cluster: MockKafka, ca
             accepted, _ = await asyncio.to_thread(riemann.accept)
             accepted.close()
     assert "/metrics" in caplog.text
+
+
+async def test_a_reload_hands_its_sockets_over(cluster: MockKafka, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = ["kafka.topic is wrong", ""]
+
+    async def rehearse() -> str:
+        return answers.pop(0)
+
+    monkeypatch.setattr(service, "rehearse", rehearse)
+    one = Running(configured(*cluster.addresses))
+    with await one.connect() as peer:
+        peer.sendall(b"before\nunfini")
+        await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+        one.stop.reload.set()
+        await one.until(lambda: len(answers) == 1)
+        peer.sendall(b"shed\n")
+        await one.until(lambda: one.forwarder.counters.records_delivered == 2)
+        one.stop.reload.set()
+        handover = await one.task
+        assert isinstance(handover, service.Handover)
+        listening, connection = handover.sockets
+        peer.sendall(b"after\n")
+        late = socket.create_connection(listening.getsockname())
+        late.sendall(b"late\n")
+        # The next process, as it would start.
+        monkeypatch.setattr(service, "inherited", lambda: ([listening, connection], []))
+        address = "{}:{}".format(*listening.getsockname())
+        async with running(configured(*cluster.addresses, listeners=[{"address": address}])) as other:
+            await other.until(lambda: other.forwarder.counters.records_delivered == 2)
+            assert other.forwarder.counters.connections_adopted == 1
+            peer.sendall(b"last\n")
+            await other.until(lambda: other.forwarder.counters.records_delivered == 3)
+        late.close()
+    assert sorted(cluster.records("syslog", expected=5)) == [b"after", b"before", b"last", b"late", b"unfinished"]
+
+
+async def test_connections_whose_listener_is_no_more_are_served_to_their_end(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as gone, socket.create_connection(gone.getsockname()) as peer:
+        connection, _ = gone.accept()
+        monkeypatch.setattr(service, "inherited", lambda: ([gone, connection], []))
+        peer.sendall(b"kept\n")
+        async with running(configured(*cluster.addresses)) as one:
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+            assert gone.fileno() == -1
+
+
+async def test_a_socket_unit_says_where_to_listen_if_nothing_else_does(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    unit = socket.create_server(("127.0.0.1", 0))
+    unit.setblocking(False)
+    monkeypatch.setattr(service, "inherited", lambda: ([], [unit]))
+    config = configured(*cluster.addresses, listeners=[{}])
+    async with running(config) as one:
+        with await one.connect() as peer:
+            assert one.forwarder.addresses == ["{}:{}".format(*unit.getsockname())]
+            peer.sendall(b"hello\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+
+
+async def test_what_a_process_that_never_served_still_held_is_named(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as before, socket.create_connection(before.getsockname()) as peer:
+        connection, _ = before.accept()
+        peer.sendall(b"stuck")
+        monkeypatch.setattr(service, "inherited", lambda: ([connection], []))
+        one = Running(configured("127.0.0.1:1"))
+        await one.until(lambda: one.forwarder.state()[1].startswith("waiting for Kafka"))
+        one.stop.ask()
+        assert await one.task == 1
+        assert "5 bytes from {}:{} were not delivered".format(*peer.getsockname()) in caplog.text

@@ -20,7 +20,7 @@ from syslogger.errors import ConfigError
 from syslogger.framing.newline import Newline
 from syslogger.listener import Connections, Listener, bind
 from syslogger.streams import Poller
-from tests.fakes import FakeSink
+from tests.fakes import FakeManager, FakeSink
 from tests.waiting import until
 
 BUFFER = 65_536
@@ -32,12 +32,13 @@ class House:
     def __init__(self, poller: Poller, most: int) -> None:
         self.sink = FakeSink()
         self.counters = Counters()
-        self.connections = Connections(most, lambda: self.sink, poller, self.counters)
+        self.manager = FakeManager()
+        self.connections = Connections(most, lambda: self.sink, poller, self.manager, self.counters)
         self.listeners: list[Listener] = []
 
     def listen(self, host: str = "127.0.0.1") -> tuple[str, int]:
         (sock,) = bind(host, 0, BUFFER, "listeners[0].address")
-        self.listeners.append(Listener(sock, Newline(1000), self.connections, self.counters))
+        self.listeners.append(Listener(sock, Newline(1000), self.connections, self.manager, self.counters))
         self.listeners[-1].open()
         return sock.getsockname()[:2]
 
@@ -100,7 +101,7 @@ async def test_addresses_of_both_families(open_house: Callable[..., House], host
     house = open_house()
     sockets = bind(host, 0, BUFFER, "listeners[0].address")
     for sock in sockets:
-        one = Listener(sock, Newline(1000), house.connections, house.counters)
+        one = Listener(sock, Newline(1000), house.connections, house.manager, house.counters)
         house.listeners.append(one)
         one.open()
         family, port = sock.family, sock.getsockname()[1]
@@ -193,6 +194,70 @@ async def test_who_is_cut_off_is_named_with_what_was_not_delivered(open_house: C
     assert house.counters.connections_ended == {"quiet": 1, "deadline": 1}
     peer.close()
     silent.close()
+
+
+def inode(sock: socket.socket) -> int:
+    return os.fstat(sock.fileno()).st_ino
+
+
+async def test_what_the_manager_keeps(open_house: Callable[..., House]) -> None:
+    house = open_house()
+    address = house.listen()
+    listening = {inode(each.socket) for each in house.listeners}
+    first, second = socket.create_connection(address), socket.create_connection(address)
+    await until(lambda: house.counters.connections_open == 2)
+    assert len(house.manager.kept - listening) == 2
+    first.close()
+    await until(lambda: house.counters.connections_open == 1)
+    assert len(house.manager.kept - listening) == 1
+    # What could not be delivered may have another chance, in the next process.
+    house.sink.hold()
+    second.sendall(b"stuck\n")
+    await house.sink.was_given(1)
+    assert len(await house.close()) == 1
+    assert len(house.manager.kept - listening) == 1
+    second.close()
+
+
+async def test_connections_are_handed_over_as_they_are(open_house: Callable[..., House]) -> None:
+    house, next_house = open_house(), open_house()
+    address = house.listen()
+    peers = [socket.create_connection(address) for _ in range(3)]
+    peers[0].sendall(b"0\nunfinished")
+    await house.sink.has(1)
+    house.sink.hold()
+    peers[1].sendall(b"1\n")
+    await house.sink.was_given(2)
+    await until(lambda: house.counters.connections_open == 3)
+    house.listeners[0].pause()
+    late = socket.create_connection(address)
+    sockets = await house.connections.release()
+    assert house.counters.connections_ended == {"handover": 3}
+    for sock in sockets:
+        next_house.connections.adopt(sock, Newline(1000))
+    house.listeners[0].close()
+    peers[0].sendall(b" no more\n")
+    peers[2].sendall(b"2\n")
+    assert sorted(await next_house.sink.has(3)) == [b"1", b"2", b"unfinished no more"]
+    assert next_house.counters.connections_adopted == 3
+    for peer in (*peers, late):
+        peer.close()
+    await until(lambda: next_house.counters.connections_open == 0)
+    assert next_house.counters.connections_ended == {"eof": 3}
+
+
+async def test_an_inherited_socket_is_used_where_it_has_the_address() -> None:
+    (first,) = bind("127.0.0.1", 0, BUFFER, "x")
+    first.listen()
+    port = first.getsockname()[1]
+    inherited = [first]
+    assert bind("127.0.0.1", port, BUFFER, "x", inherited) == [first]
+    assert inherited == []
+    first.close()
+    (every,) = bind("", 0, BUFFER, "x")
+    every.listen()
+    assert bind("127.0.0.1", every.getsockname()[1], BUFFER, "x", [every]) == [every]
+    every.close()
 
 
 async def test_a_reset_is_counted_as_one(open_house: Callable[..., House]) -> None:

@@ -123,6 +123,7 @@ async def test_known_causes_are_0_from_the_start() -> None:
         'syslogger_connections_ended_total{cause="quiet"}': 0,
         'syslogger_connections_ended_total{cause="deadline"}': 0,
         'syslogger_connections_ended_total{cause="error"}': 0,
+        'syslogger_connections_ended_total{cause="handover"}': 0,
         'syslogger_accept_pauses_total{cause="max_connections"}': 0,
         'syslogger_accept_pauses_total{cause="files"}': 0,
     }

@@ -74,6 +74,7 @@ class Lane:
         self._gathered: deque[_Delivery] = deque()
         self._waiting_bytes = 0
         """Bytes of gathered deliveries that have not begun."""
+        self._has_room = True
         self._for_room: deque[asyncio.Future[None]] = deque()
         self._wake: asyncio.Future[None] | None = None
         self._wake_at_bytes = 0
@@ -82,7 +83,7 @@ class Lane:
 
     async def room(self) -> None:
         """See `Sink`. Who waits longest is served first."""
-        if self._waiting_bytes < ROOM_BYTES and not self._for_room:
+        if self._has_room and self._waiting_bytes < ROOM_BYTES and not self._for_room:
             return
         turn: asyncio.Future[None] = self._loop.create_future()
         self._for_room.append(turn)
@@ -93,7 +94,7 @@ class Lane:
             self._loop.call_soon(self._make_room)
 
     def _make_room(self) -> None:
-        while self._waiting_bytes < ROOM_BYTES and self._for_room:
+        while self._has_room and self._waiting_bytes < ROOM_BYTES and self._for_room:
             turn = self._for_room.popleft()
             if not turn.done():  # done: who waited was cancelled
                 turn.set_result(None)
@@ -114,6 +115,10 @@ class Lane:
                 self._waiting_bytes -= size
                 self._make_room()
             raise
+
+    def shut(self) -> None:
+        """Have no room any more. What was given is still delivered."""
+        self._has_room = False
 
     def close(self) -> None:
         """See `Sink`."""

@@ -80,6 +80,11 @@ class Topic:
             self.problem = f"a fault in syslogger: {error!r}"
             _log.critical("A task of the delivery died by a fault in syslogger; please report it.", exc_info=error)
 
+    @property
+    def has_answered(self) -> bool:
+        """Whether Kafka has answered for the topic."""
+        return self._producer is not None
+
     async def answered(self) -> None:
         """Wait until Kafka has answered for the topic."""
         await self.producer(other_than=None)
@@ -94,6 +99,16 @@ class Topic:
         lane = min(self._lanes.values(), key=lambda lane: lane.connections)
         lane.connections += 1
         return lane
+
+    async def finish(self, seconds: float) -> bool:
+        """Take nothing more; return whether everything given was acknowledged within so many seconds."""
+        for lane in self._lanes.values():
+            lane.shut()
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                while self.counters.records_in_flight:  # noqa: ASYNC110 - once in a process's life
+                    await asyncio.sleep(0.005)
+        return not self.counters.records_in_flight
 
     async def producer(self, *, other_than: Producer | None) -> Producer:
         """Return the producer to use, once there is one that is not `other_than`."""

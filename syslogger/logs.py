@@ -38,7 +38,8 @@ def configure(
 
     What went to an earlier call's stream goes there no more. A record with ``extra={"always": True}``
     is written as it comes; of the others, those that repeat (same logger, level and template) are
-    written once and then summed up every `period_seconds`: call `summarise` about once a second.
+    written once and then summed up every `period_seconds`: call `summarise` about once a second. One with
+    ``extra={"anew": True}`` ends the periods of all of its logger's, so that the next of each is written at once.
     What is still to be summed up when the program ends is written then.
     """
     stream = sys.stderr if stream is None else stream
@@ -105,6 +106,9 @@ class _SummingHandler(logging.StreamHandler[TextIO]):
             return
         now = self._clock()
         self.summarise(now)
+        if getattr(record, "anew", False):
+            for kind in [kind for kind in self._kinds if kind[0] == record.name]:
+                self._end(kind, now)
         template = record.msg if isinstance(record.msg, str) else type(record.msg).__name__
         kind = (record.name, record.levelno, template)
         repeats = self._kinds.get(kind)

@@ -291,9 +291,8 @@ async def test_it_waits_for_addresses(cluster: MockKafka) -> None:
     brokers = Moving(())
     async with Topic(Kafka(), brokers, Counters()) as topic:
         answered = asyncio.ensure_future(topic.answered())
-        await asyncio.sleep(0.05)
+        await until(lambda: "no broker's address is known" in topic.problem)
         assert not answered.done()
-        assert "no broker's address is known" in topic.problem
         brokers.addresses = cluster.addresses
         async with asyncio.timeout(10):
             await answered

@@ -280,3 +280,16 @@ for number in range(5):
     first, last = done.stderr.splitlines()
     assert first.endswith(" INFO x: n 0")
     assert last.endswith(" INFO x: n 4 (3 more like this in the last 0 s)")
+
+
+def test_a_record_can_begin_everything_anew(out, log):
+    log.warning("away")
+    log.warning("away")
+    logging.getLogger("syslogger.other").warning("away")
+    logging.getLogger("syslogger.other").warning("away")
+    log.info("back", extra={"anew": True})
+    log.warning("away")
+    logging.getLogger("syslogger.other").warning("away")
+    written = list(texts(out))
+    assert written.count("WARNING syslogger.some: away") == 3
+    assert written.count("WARNING syslogger.other: away") == 1

@@ -30,7 +30,10 @@ _ADVICE: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ),
     (
         (kafka_errors.ClusterAuthorizationFailedError,),
-        "grant {user} the operation IdempotentWrite on the cluster",
+        (
+            "grant {user} the operations Write and Describe on the topic {topic}; brokers before Kafka 2.8 also want "
+            "IdempotentWrite on the cluster"
+        ),
     ),
     (
         (kafka_errors.SaslAuthenticationFailed, kafka_errors.AuthenticationFailedError),
@@ -81,6 +84,32 @@ async def why_not(settings: Kafka, addresses: tuple[str, ...]) -> str:
     found = await asyncio.gather(*(inspect(settings, address) for address in addresses))
     problems = dict.fromkeys(each.problem or each.no_idempotence or each.no_topic for each in found)
     return ", ".join(filter(None, problems)) or "answers, but no producer could be started; trying again"
+
+
+async def why_stuck(settings: Kafka, addresses: tuple[str, ...], partition: int, leader: str) -> str:
+    """Return why a partition acknowledges nothing although the cluster answers; `leader` is its leader's address."""
+    if leader:
+        asked = await inspect(settings, leader)
+        if asked.problem:
+            return f"its leader, {leader}, {asked.problem}"
+        found = [asked]
+    else:
+        found = await asyncio.gather(*(inspect(settings, address) for address in addresses))
+    for each in found:
+        least = int(each.topic_settings.get("min.insync.replicas", "1"))
+        for one in each.partitions:
+            if one.number == partition and not one.has_leader:
+                return "it has no leader; see which brokers are down"
+            if one.number == partition and one.in_sync < least:
+                return (
+                    f"{one.in_sync} replicas are in sync and min.insync.replicas asks for {least}; "
+                    "bring brokers back or lower it"
+                )
+    seconds = settings.request_timeout_seconds
+    return (
+        f"its leader, {leader or 'unknown'}, is too slow or has lost sight of its replicas; if its answers take longer "
+        f"than {seconds:g} s, raise kafka.request_timeout_seconds"
+    )
 
 
 async def _why_unreachable(addresses: tuple[str, ...], settings: Kafka) -> str:

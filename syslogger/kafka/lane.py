@@ -55,8 +55,8 @@ class Producers(Protocol):
     def failed(self, producer: Producer, partition: int, error: BaseException) -> None:
         """Take note that a batch for `partition` failed: its producer is not to be used for it again."""
 
-    def heard(self) -> None:
-        """Take note that Kafka acknowledged a batch."""
+    def heard(self, partition: int) -> None:
+        """Take note that Kafka acknowledged a batch for `partition`."""
 
 
 class Lane:
@@ -187,7 +187,7 @@ class Lane:
                 self._counters.batches += 1
                 self._counters.batch_records.observe(count)
                 self._counters.batch_bytes.observe(size)
-                topic.heard()
+                topic.heard(partition)
                 return ends
 
     def _fill(self, batch: BatchBuilder) -> tuple[int, int]:

@@ -6,10 +6,11 @@ import asyncio
 import contextlib
 import ssl
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import aiokafka
 import aiokafka.errors as kafka_errors
+from aiokafka import TopicPartition
 from aiokafka.producer.message_accumulator import BatchBuilder
 
 from syslogger.config import Kafka
@@ -35,16 +36,24 @@ FAILURES = (kafka_errors.KafkaError, OSError, TimeoutError, AssertionError, Prod
 TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
 
 
+class Owed(NamedTuple):
+    """A batch that was submitted."""
+
+    partition: int
+    since: float
+    """Loop time, in seconds."""
+    answer: asyncio.Future[None]
+    """Done when it is acknowledged or has failed."""
+
+
 class Producer:
     """An aiokafka producer that was started, and the acknowledgements it owes."""
 
     def __init__(self, inner: aiokafka.AIOKafkaProducer, bootstrap: tuple[str, ...], topic: str) -> None:
         self.inner = inner
         self.bootstrap = bootstrap
-        self.acknowledged = 0
-        """Batches acknowledged so far: whether it makes progress."""
         self._topic = topic
-        self._owed: dict[asyncio.Future[None], float] = {}
+        self._owed: dict[asyncio.Future[None], Owed] = {}
 
     @property
     def partitions(self) -> list[int]:
@@ -54,8 +63,7 @@ class Producer:
     @property
     def brokers(self) -> frozenset[str]:
         """The addresses of the cluster's brokers as last heard of, ``host:port``."""
-        brokers = self.inner.client.cluster.brokers()
-        return frozenset(f"[{b.host}]:{b.port}" if ":" in b.host else f"{b.host}:{b.port}" for b in brokers)
+        return frozenset(_address(broker.host, broker.port) for broker in self.inner.client.cluster.brokers())
 
     @property
     def dead(self) -> bool:
@@ -63,9 +71,15 @@ class Producer:
         tasks = (self.inner._sender.sender_task, self.inner.client._sync_task)  # noqa: SLF001 - no public way
         return any(task is None or task.done() for task in tasks)
 
-    def waiting_since(self) -> float | None:
-        """When the batch that is out longest was submitted (loop time); None if none is out."""
+    def oldest(self) -> Owed | None:
+        """Return the batch that is out longest; None if none is out."""
         return next(iter(self._owed.values()), None)
+
+    def leader(self, partition: int) -> str:
+        """Return the address of a partition's leader as last heard of; empty if it has none."""
+        cluster = self.inner.client.cluster
+        broker = cluster.broker_metadata(cluster.leader_for_partition(TopicPartition(self._topic, partition)))
+        return _address(broker.host, broker.port) if broker else ""
 
     def create_batch(self, most_bytes: int) -> BatchBuilder:
         """Return an empty batch that takes records up to a size in bytes, before compression; one at least."""
@@ -76,11 +90,10 @@ class Producer:
         """Return when the batch is acknowledged. Raises a Kafka error, or `ProducerLostError`."""
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[None] = loop.create_future()
-        self._owed[answer] = loop.time()
+        self._owed[answer] = Owed(partition, loop.time(), answer)
         submitted = loop.create_task(self._submit(batch, partition, answer))
         try:
             await answer
-            self.acknowledged += 1
         finally:
             del self._owed[answer]
             submitted.cancel()
@@ -97,10 +110,6 @@ class Producer:
             if not answer.done():
                 answer.set_result(None)
 
-    def owes_nothing(self) -> bool:
-        """Whether every batch was answered."""
-        return not self._owed
-
     async def settle(self, seconds: float) -> None:
         """Wait until the batches that are out now are answered, but not longer than `seconds`."""
         if self._owed:
@@ -112,6 +121,10 @@ class Producer:
         for answer in self._owed:
             if not answer.done():
                 answer.set_exception(ProducerLostError("its producer was given up"))
+
+
+def _address(host: str, port: int) -> str:
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 async def stop(producer: aiokafka.AIOKafkaProducer) -> None:

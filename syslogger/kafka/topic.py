@@ -19,14 +19,25 @@ from syslogger.brokers import Brokers
 from syslogger.config import Kafka
 from syslogger.counters import Counters
 
-from .diagnosis import listed, named, why_not
+from .diagnosis import listed, named, why_not, why_stuck
 from .lane import BACKOFF_SECONDS, Lane, pauses
-from .producer import FAILURES, Producer, ProducerLostError, build, client_settings, stop
+from .producer import FAILURES, Owed, Producer, ProducerLostError, build, client_settings, stop
 
 _log = logging.getLogger(__name__)
 
 _MOVED_SECONDS = 1.0
 """A batch that is out for so long after the brokers' addresses changed is waiting for the wrong brokers."""
+
+_CLUSTER = -1
+"""Where a problem is that is not one partition's."""
+
+_STALLED = "nothing is acknowledged"
+
+_SETTLE_SECONDS = 1.0
+"""How long a producer that was replaced may take for the batches of partitions that are well."""
+
+_FIRST_ANSWER_SECONDS = 1.0
+"""How long ZooKeeper may take to answer before it is worth a line."""
 
 _GRACE_SECONDS = 3.0
 """How long a stalled producer may still recover by itself once Kafka answers: it alone can avoid duplicates."""
@@ -42,8 +53,8 @@ class Topic:
     def __init__(self, settings: Kafka, brokers: Brokers, counters: Counters) -> None:
         self.settings = settings
         self.counters = counters
-        self.problem = "Kafka was not asked yet"
-        """What is wrong now, in words, with what to do about it; empty when Kafka acknowledges."""
+        self._problems = {_CLUSTER: "Kafka was not asked yet"}
+        """What is wrong now, of the cluster or of a partition by its number, in words, with what to do about it."""
         self._brokers = brokers
         self._client = client_settings(settings)
         self._producer: Producer | None = None
@@ -52,6 +63,7 @@ class Topic:
         self._changed = asyncio.Event()
         self._addresses = brokers.addresses
         self._addresses_since = 0.0
+        self._tried = 0.0
         self._lanes: dict[int, Lane] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -77,8 +89,13 @@ class Topic:
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self.problem = f"a fault in syslogger: {error!r}"
+            self._problems[_CLUSTER] = f"a fault in syslogger: {error!r}"
             _log.critical("A task of the delivery died by a fault in syslogger; please report it.", exc_info=error)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong now, in words, with what to do about it; empty when Kafka acknowledges for every partition."""
+        return next(iter(self._problems.values()), "")
 
     @property
     def has_answered(self) -> bool:
@@ -123,16 +140,18 @@ class Topic:
             self._unfit = producer
         if not isinstance(error, ProducerLostError):
             what = "A batch for partition %d of topic %s failed: %s"
-            self._complain(what, partition, self.settings.topic, named(error, self.settings))
+            self._complain(partition, what, partition, self.settings.topic, named(error, self.settings))
 
-    def heard(self) -> None:
-        """Take note that Kafka acknowledged a batch."""
-        if self.problem:
-            _log.info("Kafka acknowledges again.")
-            self.problem = ""
+    def heard(self, partition: int) -> None:
+        """Take note that Kafka acknowledged a batch for `partition`."""
+        if self._problems and (partition in self._problems or _CLUSTER in self._problems):
+            self._problems.pop(partition, None)
+            self._problems.pop(_CLUSTER, None)
+            # Another outage is another story, told from its beginning.
+            _log.info("Kafka acknowledges again for partition %d.", partition, extra={"anew": True})
 
-    def _complain(self, what: str, *args: object) -> None:
-        self.problem = what % args
+    def _complain(self, where: int, what: str, *args: object) -> None:
+        self._problems[where] = what % args
         # The template tells one complaint from another, so that repeats are summed up.
         _log.warning(what + ". Nothing is lost: what is not acknowledged is delivered again.", *args)
 
@@ -156,15 +175,15 @@ class Topic:
                 return "its tasks died"
             if self._is_homeless(old):
                 return "the brokers have other addresses"
-            since, now = old.waiting_since(), loop.time()
+            owed, now = old.oldest(), loop.time()
             patience = self.settings.request_timeout_seconds
             if self._brokers.addresses != self._addresses:
                 self._addresses, self._addresses_since = self._brokers.addresses, now
             if now - self._addresses_since < 2 * patience and self._addresses != old.bootstrap:
                 patience = _MOVED_SECONDS
-            if since and now - since > patience:
-                self.problem = f"Kafka at {listed(self._addresses)} has acknowledged nothing for {now - since:.0f} s"
-                return "nothing is acknowledged"
+            if owed and now - max(owed.since, self._tried) > patience:
+                self._tried = now
+                return _STALLED
             await asyncio.sleep(0.25)
         return "the first"
 
@@ -176,11 +195,12 @@ class Topic:
     async def _replace(self, reason: str) -> bool:
         """Try to put a new producer in the old one's place; return whether it is there."""
         old = self._producer
+        owed = old.oldest() if old and reason == _STALLED else None
         new = await self._start()
         if not new:
             return False
         try:
-            if not (old and reason == "nothing is acknowledged" and await self._recovers(old)):
+            if not (owed and await self._recovers(new, owed)):
                 self._put(new)
         finally:
             if self._producer is not new:
@@ -188,43 +208,47 @@ class Topic:
         if old and old is not self._producer:
             self.counters.producer_rebuilds += 1
             _log.warning("A new Kafka producer takes over: %s. Nothing is lost.", reason)
-            self._own(self._retire(old, patient=reason == "a batch failed"))
+            self._own(self._retire(old))
         return True
 
     def _put(self, new: Producer) -> None:
         self._producer = new
         self._unfit = None
-        self.problem = ""
+        self._problems.pop(_CLUSTER, None)
         self.counters.brokers_known = len(new.brokers)
         self._changed.set()
 
-    async def _recovers(self, producer: Producer) -> bool:
-        """Whether a stalled producer makes progress again within `_GRACE_SECONDS`."""
-        before = producer.acknowledged
-        for _ in range(int(_GRACE_SECONDS / 0.1)):
-            if self._is_homeless(producer):
-                return False
-            if producer.acknowledged > before or producer.owes_nothing():
+    async def _recovers(self, new: Producer, owed: Owed) -> bool:
+        """Whether a stalled batch is answered within `_GRACE_SECONDS` although `new` is there; if not, say why."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_GRACE_SECONDS):
+                while not owed.answer.done():
+                    if self._producer and self._is_homeless(self._producer):
+                        return False
+                    await asyncio.sleep(0.1)
                 return True
-            await asyncio.sleep(0.1)
+        waited = asyncio.get_running_loop().time() - owed.since
+        what = "Nothing was acknowledged for partition %d of topic %s for %.0f s: %s"
+        why = await why_stuck(self.settings, self._brokers.addresses, owed.partition, new.leader(owed.partition))
+        self._complain(owed.partition, what, owed.partition, self.settings.topic, waited, why)
         return False
 
-    async def _retire(self, old: Producer, *, patient: bool) -> None:
-        """Stop a producer that was replaced; if `patient`, when other partitions' batches have had their time."""
-        if patient and (since := old.waiting_since()):
-            until = since + self.settings.request_timeout_seconds
-            await old.settle(until - asyncio.get_running_loop().time())
+    async def _retire(self, old: Producer) -> None:
+        """Stop a producer that was replaced, when the batches that are well under way have had their time."""
+        if not self._is_homeless(old):
+            await old.settle(_SETTLE_SECONDS)
         await old.discard()
 
     async def _start(self) -> Producer | None:
         """Start a producer and ask for the topic; on failure say why and return None."""
         addresses = self._brokers.addresses
         if not addresses:
-            self.problem = self._brokers.problem or f"no broker's address is known yet from {self._brokers.source}"
-            _log.warning("Waiting for Kafka: %s.", self.problem)
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(BACKOFF_SECONDS[1]):
-                    addresses = await self._brokers.changed(())
+            addresses = await self._addresses_within(_FIRST_ANSWER_SECONDS)
+        if not addresses:
+            problem = self._brokers.problem or f"no broker's address is known yet from {self._brokers.source}"
+            self._problems[_CLUSTER] = problem
+            _log.warning("Waiting for Kafka: %s.", problem)
+            addresses = await self._addresses_within(BACKOFF_SECONDS[1])
             if not addresses:
                 return None
         inner = build(self.settings, self._client, addresses)
@@ -240,6 +264,13 @@ class Topic:
             await stop(inner)
             raise
         return Producer(inner, addresses, self.settings.topic)
+
+    async def _addresses_within(self, seconds: float) -> tuple[str, ...]:
+        """Wait so long for the brokers' addresses; return them, or nothing."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                return await self._brokers.changed(())
+        return ()
 
     async def _ask(self, producer: aiokafka.AIOKafkaProducer) -> None:
         """Ask for the topic, for a second at least: a broker may be just creating it."""
@@ -261,4 +292,4 @@ class Topic:
             why = await why_not(self.settings, addresses)
         else:
             why = f"refuses: {named(error, self.settings)}"
-        self._complain("Kafka at %s (from %s) %s", listed(addresses), self._brokers.source, why)
+        self._complain(_CLUSTER, "Kafka at %s (from %s) %s", listed(addresses), self._brokers.source, why)

@@ -27,7 +27,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
@@ -285,58 +285,44 @@ class ZooKeeper(_Java):
         return ""
 
 
-class _Kafka(_Java):
-    """One broker, cluster of its own; `bootstrap` is its address."""
+class KafkaClient:
+    """A Kafka cluster as a client sees it: its topics, and what is in them."""
 
-    common: ClassVar[dict[str, object]] = {
-        "auto__create__topics__enable": "false",
-        "offsets__topic__replication__factor": 1,
-        "offsets__topic__num__partitions": 1,
-        "group__initial__rebalance__delay__ms": 0,
-        "num__network__threads": 2,
-        "num__io__threads": 2,
-        "log__cleaner__enable": "false",
-        "log__segment__bytes": 64 * 1024 * 1024,
-    }
-
-    def __init__(self, directory: Path, port: int | None = None, **properties: object) -> None:
-        super().__init__(directory)
-        self.port = port or free_port()
-        self.extra = properties
+    replication = 1  # of the topics that it makes
 
     @property
     def bootstrap(self) -> str:
-        return f"127.0.0.1:{self.port}"
-
-    def start(self, *, wait: bool = True, port: int | None = None) -> None:
-        """Start it, on another port if one is given."""
-        self.port = port or self.port
-        super().start(wait=wait)
-
-    def ready(self) -> bool:
-        with contextlib.suppress(OSError, KafkaException):
-            socket.create_connection(("127.0.0.1", self.port), 1).close()
-            brokers = self.admin().list_topics(timeout=3).brokers
-            return any(broker.port == self.port for broker in brokers.values())
-        return False
+        """Addresses of brokers, separated by commas."""
+        raise NotImplementedError
 
     def admin(self) -> AdminClient:
         return AdminClient({"bootstrap.servers": self.bootstrap, **QUIET})
 
-    def create_topic(self, name: str = "", partitions: int = 1, **config: object) -> str:
-        """Create a topic (named by chance if no name is given), wait until it has leaders, return its name."""
+    def create_topic(
+        self, name: str = "", partitions: int = 1, assignment: Sequence[Sequence[int]] = (), **config: object
+    ) -> str:
+        """Create a topic (named by chance if no name is given), wait until it is whole, return its name.
+
+        `assignment` has for each partition the numbers of its brokers, the first to lead it.
+        """
         name = name or f"t-{uuid.uuid4().hex[:12]}"
         admin = self.admin()
         settings = {key.replace("__", "."): str(value) for key, value in config.items()}
-        topic = NewTopic(name, num_partitions=partitions, replication_factor=1, config=settings)
+        partitions = len(assignment) or partitions
+        placed = {"replica_assignment": assignment} if assignment else {"replication_factor": self.replication}
+        topic = NewTopic(name, num_partitions=partitions, config=settings, **placed)
         admin.create_topics([topic], operation_timeout=20)[name].result(30)
-
-        def led() -> bool:
-            found = admin.list_topics(name, timeout=5).topics[name].partitions
-            return len(found) == partitions and all(each.leader >= 0 for each in found.values())
-
-        until(led, f"topic {name} has leaders", 20)
+        until(lambda: len(self.leaders(name)) == partitions, f"topic {name} has leaders", 20)
         return name
+
+    def leaders(self, topic: str) -> dict[int, int]:
+        """Return the broker that leads each partition whose replicas are all in sync, as it is now."""
+        found = self.admin().list_topics(topic, timeout=5).topics[topic].partitions
+        return {
+            number: each.leader
+            for number, each in found.items()
+            if each.leader >= 0 and len(each.isrs) == len(each.replicas)
+        }
 
     def alter_topic(self, name: str, **config: object) -> None:
         """Change settings of a topic, `__` standing for a dot."""
@@ -398,14 +384,53 @@ class _Kafka(_Java):
             time.sleep(0.5)  # copies stand in for what is still missing
 
 
+class _Kafka(KafkaClient, _Java):
+    """One broker, cluster of its own; `bootstrap` is its address."""
+
+    common: ClassVar[dict[str, object]] = {
+        "auto__create__topics__enable": "false",
+        "offsets__topic__replication__factor": 1,
+        "offsets__topic__num__partitions": 1,
+        "group__initial__rebalance__delay__ms": 0,
+        "num__network__threads": 2,
+        "num__io__threads": 2,
+        "log__cleaner__enable": "false",
+        "log__segment__bytes": 64 * 1024 * 1024,
+    }
+
+    def __init__(self, directory: Path, port: int | None = None, **properties: object) -> None:
+        super().__init__(directory)
+        self.port = port or free_port()
+        self.extra = properties
+
+    @property
+    def bootstrap(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def start(self, *, wait: bool = True, port: int | None = None) -> None:
+        """Start it, on another port if one is given."""
+        self.port = port or self.port
+        super().start(wait=wait)
+
+    def ready(self) -> bool:
+        with contextlib.suppress(OSError, KafkaException):
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+            brokers = self.admin().list_topics(timeout=3).brokers
+            return any(broker.port == self.port for broker in brokers.values())
+        return False
+
+
 class Kafka39(_Kafka):
-    """Kafka 3.9.2, registered in a ZooKeeper, under `chroot` if one is given (`/kafka`)."""
+    """Kafka 3.9.2, registered in a ZooKeeper as `number`, under `chroot` if one is given (`/kafka`)."""
 
     version = "3.9.2"
 
-    def __init__(self, directory: Path, zookeeper: ZooKeeper, *, chroot: str = "", **properties: Any) -> None:
+    def __init__(
+        self, directory: Path, zookeeper: ZooKeeper, *, chroot: str = "", number: int = 0, **properties: Any
+    ) -> None:
         super().__init__(directory, **properties)
         self.zookeeper = zookeeper
+        self.number = number
         self.chroot = chroot
 
     @property
@@ -415,7 +440,7 @@ class Kafka39(_Kafka):
 
     def start(self, *, wait: bool = True, port: int | None = None) -> None:
         """Start it, on another port if one is given; while ZooKeeper still holds a killed one's registration, wait."""
-        registration = f"{self.chroot}/brokers/ids/0\n"
+        registration = f"{self.chroot}/brokers/ids/{self.number}\n"
         until(lambda: registration not in self.zookeeper.ask("dump"), "ZooKeeper forgets the killed broker", 20, 0.1)
         super().start(wait=wait, port=port)
 
@@ -424,7 +449,7 @@ class Kafka39(_Kafka):
             "server.properties",
             **self.common
             | {
-                "broker__id": 0,
+                "broker__id": self.number,
                 "zookeeper__connect": self.zookeeper_hosts,
                 "zookeeper__session__timeout__ms": 3000,
                 "listeners": f"PLAINTEXT://127.0.0.1:{self.port}",
@@ -537,6 +562,7 @@ class Sender:
     """A stock rsyslog that follows a file, and the file."""
 
     def __init__(self, directory: Path, port: int) -> None:
+        directory.mkdir(exist_ok=True)
         self.followed = directory / "messages"
         self.followed.touch()
         self.rsyslog = Rsyslog.following(directory / "rsyslog", port=port, followed=self.followed)
@@ -550,7 +576,8 @@ class Sender:
 class Load:
     """Writes numbered messages for rsyslog at a steady rate, in a thread, until it is told to stop."""
 
-    def __init__(self, sender: Sender, per_second: int) -> None:
+    def __init__(self, sender: Sender, per_second: int, name: str = "a") -> None:
+        self.name = name
         self.count = 0
         self._sender = sender
         self._per_tick = per_second // 20
@@ -567,7 +594,7 @@ class Load:
 
     def _write(self) -> None:
         while not self._stop.wait(0.05):
-            self._sender.write(*numbered("a", self._per_tick, self.count))
+            self._sender.write(*numbered(self.name, self._per_tick, self.count))
             self.count += self._per_tick
 
 

@@ -61,6 +61,14 @@ class Kafka(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     topic: Annotated[
         str, Meta(min_length=1, max_length=249, pattern=r"^[a-zA-Z0-9._-]+$", description="The topic.")
     ] = "syslog"
+    dead_letter_topic: Annotated[
+        str,
+        Meta(
+            max_length=249,
+            pattern=r"^[a-zA-Z0-9._-]*$",
+            description="Where a record goes that Kafka refuses for itself; `<topic>.dead-letter` if empty.",
+        ),
+    ] = ""
     compression: Annotated[Compression, Meta(description="How batches are compressed.")] = "none"
     client_id: Annotated[str, Meta(min_length=1, description="The name brokers log and set quotas for.")] = "syslogger"
     request_timeout_seconds: Annotated[

@@ -81,6 +81,8 @@ class Counters:
     """Batches that failed and were delivered again, by the error's name."""
     records_redelivered: int = 0
     """Records in those batches: at most so many may stand in the topic twice."""
+    records_dead_lettered: Counter[str] = field(default_factory=Counter)
+    """Delivered records that Kafka refused for themselves and that stand in the dead-letter topic, by the error."""
     producer_rebuilds: int = 0
     brokers_known: int = 0
     delivery_seconds: Histogram = field(default_factory=_seconds)

@@ -53,7 +53,8 @@ class Forwarder:
     def state(self) -> tuple[bool, str]:
         """Whether it is ready (it listens, and Kafka acknowledges), and if not, why."""
         problem = self._topic.problem if self._topic else ""
-        reason = ": ".join(part for part in (self._waiting, problem) if part)
+        waiting = self._waiting or ("waiting for Kafka" if problem else "")
+        reason = ": ".join(part for part in (waiting, problem) if part)
         return not reason, reason or "ready"
 
     async def run(self, stop: service.Stop) -> int | service.Handover:

@@ -103,7 +103,7 @@ class Connections:
     """The open connections of all listeners, at most `most` of them, each with a duplicate kept by the manager."""
 
     def __init__(
-        self, most: int, open_sink: Callable[[], Sink], poller: Poller, manager: Manager, counters: Counters
+        self, most: int, open_sink: Callable[[str], Sink], poller: Poller, manager: Manager, counters: Counters
     ) -> None:
         self._most = most
         self._manager = manager
@@ -140,7 +140,7 @@ class Connections:
 
     def _start(self, sock: socket.socket, peer: str, framing: Framing) -> None:
         stream = PlainStream(sock, self._poller)
-        connection = Connection(peer, stream, framing, self._open_sink(), self._counters)
+        connection = Connection(peer, stream, framing, self._open_sink(peer), self._counters)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._open[task] = connection
         self._none_open.clear()

@@ -225,6 +225,12 @@ class _Counters(Collector):
                 "batch_failures", "Batches that failed and were sent again, by error.", "error", now.batch_failures
             ),
             _counter("records_redelivered", "Records of failed batches, sent again.", now.records_redelivered),
+            _counters(
+                "records_dead_lettered",
+                "Delivered records that went to the dead-letter topic, by error.",
+                "error",
+                now.records_dead_lettered,
+            ),
             _counter("producer_rebuilds", "Kafka producers built to replace one.", now.producer_rebuilds),
             _gauge("brokers_known", "Kafka brokers whose address is known.", now.brokers_known),
             _histogram(

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Self
 
 import confluent_kafka
-from confluent_kafka import Consumer, Producer, TopicPartition
+from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
 PRODUCE, METADATA = 0, 3
 """Api keys of the Kafka protocol."""
@@ -76,7 +76,11 @@ class MockKafka:
         self._call("broker_set_rtt", broker, milliseconds)
 
     def records(self, topic: str, partition: int = 0, expected: int = 1) -> list[bytes]:
-        """Read a partition from its beginning: at least `expected` records or what comes within 10 s."""
+        """Read the records of a partition from its beginning: at least `expected`, or what comes within 10 s."""
+        return [message.value() for message in self.messages(topic, partition, expected)]
+
+    def messages(self, topic: str, partition: int = 0, expected: int = 1) -> list[Message]:
+        """Read the messages of a partition from its beginning, as `records` does."""
         consumer = Consumer(
             {
                 "bootstrap.servers": self.addresses[0],
@@ -88,13 +92,13 @@ class MockKafka:
             }
         )
         consumer.assign([TopicPartition(topic, partition, 0)])
-        values: list[bytes] = []
+        values: list[Message] = []
         for _ in range(10_000):
             message = consumer.poll(10)
             if message is None:
                 break
             if not message.error():
-                values.append(message.value())
+                values.append(message)
             elif len(values) >= expected:
                 break
         consumer.close()

@@ -17,13 +17,13 @@ from syslogger.brokers import BootstrapServers, Brokers
 from syslogger.config import Kafka
 from syslogger.counters import Counters
 from syslogger.kafka import Topic, lane
-from syslogger.kafka.lane import Lane
+from syslogger.kafka.lane import Outlet
 from syslogger.kafka.producer import append_records
 from tests.mock_kafka import PRODUCE, MockKafka
 from tests.waiting import until
 
 TOO_LARGE, NOT_ENOUGH_REPLICAS, OUT_OF_ORDER, UNAUTHORIZED, INVALID_RECORD = 10, 19, 45, 29, 87
-CUT_OFF = -195
+CUT_OFF, UNKNOWN = -195, -1
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def bootstrap(cluster: MockKafka) -> BootstrapServers:
     return BootstrapServers(cluster.addresses)
 
 
-async def deliver(sink: Lane, *records: bytes) -> None:
+async def deliver(sink: Outlet, *records: bytes) -> None:
     async with asyncio.timeout(20):
         await sink.room()
         await sink.deliver(records, sum(map(len, records)))
@@ -60,7 +60,7 @@ async def deliver(sink: Lane, *records: bytes) -> None:
 async def test_records_arrive_unchanged_in_order(cluster: MockKafka) -> None:
     sent = [bytes([n]) + b"\r\x00\xff line" for n in range(200)]
     async with opened(bootstrap(cluster)) as topic:
-        sink = topic.sink()
+        sink = topic.sink("peer")
         for start in range(0, 200, 50):
             await deliver(sink, *sent[start : start + 50])
         assert topic.counters.batches == 4
@@ -73,14 +73,14 @@ async def test_records_arrive_unchanged_in_order(cluster: MockKafka) -> None:
 @pytest.mark.parametrize("compression", ["gzip", "snappy", "lz4", "zstd"])
 async def test_compressed(cluster: MockKafka, compression: str) -> None:
     async with opened(bootstrap(cluster), compression=compression) as topic:
-        await deliver(topic.sink(), b"squeezed " * 100)
+        await deliver(topic.sink("peer"), b"squeezed " * 100)
     assert cluster.records("syslog") == [b"squeezed " * 100]
 
 
 async def test_deliveries_of_different_connections_share_a_batch(cluster: MockKafka) -> None:
     cluster.delay(50)
     async with opened(bootstrap(cluster)) as topic:
-        sinks = [topic.sink() for _ in range(10)]
+        sinks = [topic.sink("peer") for _ in range(10)]
         waiting = [asyncio.ensure_future(deliver(sinks[0], b"0"))]
         await asyncio.sleep(0.01)
         for number, sink in enumerate(sinks[1:], 1):
@@ -93,7 +93,7 @@ async def test_deliveries_of_different_connections_share_a_batch(cluster: MockKa
 
 async def test_small_batches_are_paced_and_large_ones_are_not(cluster: MockKafka) -> None:
     async with opened(bootstrap(cluster), commit_interval_seconds=0.2) as topic:
-        sink, loop = topic.sink(), asyncio.get_running_loop()
+        sink, loop = topic.sink("peer"), asyncio.get_running_loop()
         start = loop.time()
         await deliver(sink, b"at once")
         first = loop.time() - start
@@ -109,11 +109,11 @@ async def test_small_batches_are_paced_and_large_ones_are_not(cluster: MockKafka
 async def test_connections_spread_over_the_partitions(cluster: MockKafka) -> None:
     cluster.create_topic("wide", 3)
     async with opened(bootstrap(cluster), topic="wide") as topic:
-        sinks = [topic.sink() for _ in range(6)]
+        sinks = [topic.sink("peer") for _ in range(6)]
         for number, sink in enumerate(sinks):
             await deliver(sink, b"%d" % number)
         sinks[1].close()
-        assert topic.sink() is sinks[1]
+        assert topic.sink("peer").lane is sinks[1].lane
     assert [len(cluster.records("wide", partition, 2)) for partition in range(3)] == [2, 2, 2]
 
 
@@ -121,7 +121,7 @@ async def test_more_than_a_batch_is_delivered_in_several(cluster: MockKafka, mon
     monkeypatch.setattr(lane, "BATCH_BYTES", 1000)
     sent = [b"%03d" % number * 30 for number in range(100)]
     async with opened(bootstrap(cluster)) as topic:
-        await deliver(topic.sink(), *sent)
+        await deliver(topic.sink("peer"), *sent)
         assert topic.counters.batches > 10
     assert cluster.records("syslog", expected=100) == sent
 
@@ -134,11 +134,11 @@ async def test_room_runs_out_and_is_given_in_turn(cluster: MockKafka, monkeypatc
 
         async def connection(number: int) -> None:
             nonlocal most
-            sink = topic.sink()
+            sink = topic.sink("peer")
             for _ in range(3):
                 await sink.room()
                 order.append(number)
-                most = max(most, sink._waiting_bytes)
+                most = max(most, sink.lane._waiting_bytes)
                 await sink.deliver([b"%02d" % number * 200], 400)
 
         async with asyncio.timeout(20):
@@ -154,7 +154,7 @@ async def test_a_cancelled_wait_for_room_passes_its_turn_on(
     monkeypatch.setattr(lane, "ROOM_BYTES", 10)
     async with opened(bootstrap(cluster)) as topic:
         cluster.delay(100)
-        sink = topic.sink()
+        sink = topic.sink("peer")
         first = asyncio.ensure_future(deliver(sink, b"x" * 10))
         await asyncio.sleep(0)
         second = asyncio.ensure_future(deliver(sink, b"y" * 10))
@@ -169,7 +169,7 @@ async def test_a_cancelled_wait_for_room_passes_its_turn_on(
 async def test_a_cancelled_delivery_that_has_not_begun_is_let_go(cluster: MockKafka) -> None:
     cluster.delay(100)
     async with opened(bootstrap(cluster)) as topic:
-        sink = topic.sink()
+        sink = topic.sink("peer")
         first = asyncio.ensure_future(deliver(sink, b"begun"))
         await asyncio.sleep(0.05)
         second = asyncio.ensure_future(deliver(sink, b"not begun"))
@@ -177,14 +177,14 @@ async def test_a_cancelled_delivery_that_has_not_begun_is_let_go(cluster: MockKa
         second.cancel()
         await first
         await deliver(sink, b"last")
-        assert sink._waiting_bytes == 0
+        assert sink.lane._waiting_bytes == 0
     assert cluster.records("syslog", expected=2) == [b"begun", b"last"]
 
 
 @pytest.mark.parametrize("code", [NOT_ENOUGH_REPLICAS, CUT_OFF])
 async def test_what_aiokafka_retries_needs_no_new_producer(cluster: MockKafka, code: int) -> None:
     async with opened(bootstrap(cluster)) as topic:
-        sink = topic.sink()
+        sink = topic.sink("peer")
         cluster.fail_next(PRODUCE, code)
         await deliver(sink, b"kept")
         assert topic.counters.producer_rebuilds == 0
@@ -192,12 +192,12 @@ async def test_what_aiokafka_retries_needs_no_new_producer(cluster: MockKafka, c
     assert cluster.records("syslog") == [b"kept"]
 
 
-@pytest.mark.parametrize("code", [OUT_OF_ORDER, UNAUTHORIZED, INVALID_RECORD])
+@pytest.mark.parametrize("code", [OUT_OF_ORDER, UNAUTHORIZED, UNKNOWN])
 async def test_a_failed_batch_is_delivered_again_by_a_new_producer(
     cluster: MockKafka, code: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     async with opened(bootstrap(cluster)) as topic:
-        sink = topic.sink()
+        sink = topic.sink("peer")
         await deliver(sink, b"before")
         cluster.fail_next(PRODUCE, code, code)
         deliveries = [deliver(sink, b"one", b"two"), deliver(sink, b"three")]
@@ -214,15 +214,61 @@ async def test_a_batch_that_is_too_large_is_halved_until_it_fits(cluster: MockKa
     sent = [b"%d" % number * 100 for number in range(8)]
     async with opened(bootstrap(cluster)) as topic:
         cluster.fail_next(PRODUCE, TOO_LARGE, TOO_LARGE)
-        await deliver(topic.sink(), *sent)
+        await deliver(topic.sink("peer"), *sent)
         assert topic.counters.batch_failures == {"MessageSizeTooLargeError": 2}
         assert topic.counters.batches == 8
     assert cluster.records("syslog", expected=8) == sent
 
 
+@pytest.mark.parametrize("code", [TOO_LARGE, INVALID_RECORD])
+async def test_a_record_that_is_refused_for_itself_holds_up_nobody(
+    cluster: MockKafka, code: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster.create_topic("syslog.dead-letter")
+    async with opened(bootstrap(cluster)) as topic:
+        cluster.fail_next(PRODUCE, code, code)
+        await deliver(topic.sink("192.0.2.1:514"), b"a" * 200, b"b" * 200, b"c" * 200, b"d" * 200)
+        assert sum(topic.counters.records_dead_lettered.values()) == 1
+        await deliver(topic.sink("peer"), b"next")
+        assert topic.problem == ""
+    rest = [b"a" * 200, b"b" * 200, b"c" * 200, b"d" * 200, b"next"]
+    (dead,) = cluster.messages("syslog.dead-letter")
+    rest.remove(dead.value())
+    assert cluster.records("syslog", expected=4) == rest
+    headers = dict(dead.headers())
+    assert headers["syslogger.reason"] in {b"MessageSizeTooLarge", b"InvalidRecord"}
+    assert headers["syslogger.topic"] == b"syslog"
+    assert headers["syslogger.partition"] == b"0"
+    assert headers["syslogger.peer"] == b"192.0.2.1:514"
+    assert headers["syslogger.piece"] == b"1/1"
+    assert headers["syslogger.time"].startswith(b"20")
+    assert "200 bytes from 192.0.2.1:514" in caplog.text
+
+
+async def test_a_dead_letter_that_is_too_large_goes_in_pieces(cluster: MockKafka) -> None:
+    cluster.create_topic("graves")
+    async with opened(bootstrap(cluster), dead_letter_topic="graves") as topic:
+        cluster.fail_next(PRODUCE, TOO_LARGE, TOO_LARGE)
+        await deliver(topic.sink("peer"), b"0123456789")
+    dead = cluster.messages("graves", expected=2)
+    assert b"".join(one.value() for one in dead) == b"0123456789"
+    assert [dict(one.headers())["syslogger.piece"] for one in dead] == [b"1/2", b"2/2"]
+
+
+async def test_where_the_dead_letter_topic_fails_too_it_waits(cluster: MockKafka) -> None:
+    async with opened(bootstrap(cluster)) as topic:
+        cluster.create_topic("syslog.dead-letter")
+        cluster.fail_next(PRODUCE, TOO_LARGE, UNAUTHORIZED, UNAUTHORIZED)
+        waiting = asyncio.ensure_future(deliver(topic.sink("peer"), b"kept"))
+        await until(lambda: "dead-letter topic syslog.dead-letter" in topic.problem)
+        assert "on the topic syslog.dead-letter" in topic.problem
+        await waiting
+    assert cluster.records("syslog.dead-letter") == [b"kept"]
+
+
 async def test_a_partition_without_leader_for_longer_than_the_request_timeout(cluster: MockKafka) -> None:
     async with opened(bootstrap(cluster)) as topic:
-        sink = topic.sink()
+        sink = topic.sink("peer")
         await deliver(sink, b"before")
         cluster.lead("syslog", 0, -1)
         cluster.fail_next(PRODUCE, 6)  # not the leader any more: it asks who is
@@ -237,7 +283,7 @@ async def test_a_partition_without_leader_for_longer_than_the_request_timeout(cl
 
 async def test_brokers_that_come_back_need_no_new_producer(cluster: MockKafka) -> None:
     async with opened(bootstrap(cluster)) as topic:
-        sink = topic.sink()
+        sink = topic.sink("peer")
         await deliver(sink, b"before")
         cluster.set_down()
         waiting = asyncio.ensure_future(deliver(sink, b"kept"))
@@ -264,7 +310,7 @@ async def test_brokers_with_other_addresses_are_followed(cluster: MockKafka) -> 
         elsewhere.create_topic("syslog")
         brokers = Moving(cluster.addresses)
         async with opened(brokers) as topic:
-            sink = topic.sink()
+            sink = topic.sink("peer")
             await deliver(sink, b"here")
             cluster.set_down()
             waiting = asyncio.ensure_future(deliver(sink, b"there"))
@@ -278,7 +324,7 @@ async def test_brokers_with_other_addresses_are_followed(cluster: MockKafka) -> 
 @pytest.mark.parametrize("task", ["_sender_task", "_sync_task"])
 async def test_a_dead_task_of_aiokafka_is_noticed(cluster: MockKafka, task: str) -> None:
     async with opened(bootstrap(cluster)) as topic:
-        sink = topic.sink()
+        sink = topic.sink("peer")
         await deliver(sink, b"before")
         inner = topic._producer.inner  # type: ignore[union-attr]
         getattr(inner._sender if task == "_sender_task" else inner.client, task).cancel()
@@ -330,7 +376,7 @@ async def test_a_topic_that_cannot_be_had(cluster: MockKafka, code: int, advice:
 async def test_leaving_with_kafka_down_takes_bounded_time(cluster: MockKafka) -> None:
     loop = asyncio.get_running_loop()
     async with opened(bootstrap(cluster)) as topic:
-        sink = topic.sink()
+        sink = topic.sink("peer")
         cluster.set_down()
         waiting = asyncio.ensure_future(deliver(sink, b"stuck"))
         await asyncio.sleep(0.2)

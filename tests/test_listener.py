@@ -33,7 +33,7 @@ class House:
         self.sink = FakeSink()
         self.counters = Counters()
         self.manager = FakeManager()
-        self.connections = Connections(most, lambda: self.sink, poller, self.manager, self.counters)
+        self.connections = Connections(most, lambda _peer: self.sink, poller, self.manager, self.counters)
         self.listeners: list[Listener] = []
 
     def listen(self, host: str = "127.0.0.1") -> tuple[str, int]:

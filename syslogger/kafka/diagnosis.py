@@ -45,7 +45,7 @@ _ADVICE: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
     ),
     (
         TOO_LARGE,
-        "raise max.message.bytes of the topic {topic} or lower max_record_bytes; smaller batches are tried",
+        "smaller batches are tried; to have larger ones raise max.message.bytes of the topic {topic}",
     ),
     (
         (kafka_errors.NotEnoughReplicasError, kafka_errors.NotEnoughReplicasAfterAppendError),
@@ -58,19 +58,19 @@ _ADVICE: tuple[tuple[tuple[type[BaseException], ...], str], ...] = (
 )
 
 
-def advice(error: BaseException | None, settings: Kafka) -> str:
+def advice(error: BaseException | None, settings: Kafka, topic: str = "") -> str:
     """Return what an operator can do about `error`; empty if there is nothing to say."""
     for kinds, text in _ADVICE:
         if isinstance(error, kinds):
-            return text.format(topic=settings.topic, user=settings.sasl_username or "this client")
+            return text.format(topic=topic or settings.topic, user=settings.sasl_username or "this client")
     return ""
 
 
-def named(error: BaseException, settings: Kafka) -> str:
-    """Return an error's name with what was said of it, and what to do."""
+def named(error: BaseException, settings: Kafka, topic: str = "") -> str:
+    """Return an error's name with what was said of it, and what to do; of another topic if one is named."""
     name = type(error).__name__.removesuffix("Error")
     said = " ".join(word for word in error.args if isinstance(word, str))
-    what_to_do = advice(error, settings)
+    what_to_do = advice(error, settings, topic)
     return name + (f" ({said})" if said else "") + (f"; {what_to_do}" if what_to_do else "")
 
 

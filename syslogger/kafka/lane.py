@@ -10,8 +10,9 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Coroutine, Iterator, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import NoReturn, Protocol
 
 from aiokafka.producer.message_accumulator import BatchBuilder
@@ -19,7 +20,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from syslogger.config import Kafka
 from syslogger.counters import Counters
 
-from .producer import BATCH_BYTES, FAILURES, TOO_LARGE, Producer, append_records
+from .producer import BATCH_BYTES, FAILURES, REFUSED, TOO_LARGE, Producer, ProducerLostError, append_records
 
 ROOM_BYTES = 262_144
 """While more than this waits for the next batch of a partition nothing more is read: it bounds the process's memory."""
@@ -39,6 +40,7 @@ class _Delivery:
     size: int
     done: asyncio.Future[None]
     begun: bool = False
+    peer: str = ""
     first: int = 0
     """Index of the first record that is not acknowledged."""
 
@@ -58,9 +60,36 @@ class Producers(Protocol):
     def heard(self, partition: int) -> None:
         """Take note that Kafka acknowledged a batch for `partition`."""
 
+    def not_buried(self, producer: Producer, partition: int, topic: str, error: BaseException) -> None:
+        """Take note that a record could not be written to the dead-letter topic; it is tried again."""
+
+    def buried(self, partition: int, topic: str, peer: str, size: int) -> None:
+        """Take note that a record of so many bytes stands in the dead-letter topic."""
+
+
+class Outlet:
+    """The `Sink` of one connection: its way into a lane."""
+
+    def __init__(self, lane: Lane, peer: str) -> None:
+        self.lane = lane
+        self._peer = peer
+        lane.connections += 1
+
+    def room(self) -> Coroutine[None, None, None]:
+        """See `Sink`."""
+        return self.lane.room()
+
+    def deliver(self, records: Sequence[bytes], size: int) -> Coroutine[None, None, None]:
+        """See `Sink`."""
+        return self.lane.deliver(records, size, self._peer)
+
+    def close(self) -> None:
+        """See `Sink`."""
+        self.lane.connections -= 1
+
 
 class Lane:
-    """One partition's group commit: a `Sink` that the partition's connections share.
+    """One partition's group commit, which the partition's connections share.
 
     Runs from `Topic.sink` until the topic is closed.
     """
@@ -80,6 +109,8 @@ class Lane:
         self._wake_at_bytes = 0
         self._left_at = 0.0
         self._batch_bytes = BATCH_BYTES
+        self._singly = 0
+        """How many records are to be sent one by one, because one among them was refused."""
 
     async def room(self) -> None:
         """See `Sink`. Who waits longest is served first."""
@@ -100,9 +131,9 @@ class Lane:
                 turn.set_result(None)
                 return
 
-    async def deliver(self, records: Sequence[bytes], size: int) -> None:
-        """See `Sink`."""
-        delivery = _Delivery(records, size, self._loop.create_future())
+    async def deliver(self, records: Sequence[bytes], size: int, peer: str) -> None:
+        """See `Sink`. `peer` is where the records are from."""
+        delivery = _Delivery(records, size, self._loop.create_future(), peer=peer)
         self._gathered.append(delivery)
         self._waiting_bytes += size
         if self._wake and self._waiting_bytes >= self._wake_at_bytes and not self._wake.done():
@@ -119,10 +150,6 @@ class Lane:
     def shut(self) -> None:
         """Have no room any more. What was given is still delivered."""
         self._has_room = False
-
-    def close(self) -> None:
-        """See `Sink`."""
-        self.connections -= 1
 
     async def run(self) -> NoReturn:
         """Send batch after batch, each when the one before it is acknowledged."""
@@ -170,7 +197,7 @@ class Lane:
             producer = await topic.producer(other_than=producer)
             partitions = producer.partitions
             partition = partitions[self._index % len(partitions)] if partitions else self._index
-            batch = producer.create_batch(self._batch_bytes)
+            batch = producer.create_batch(1 if self._singly else self._batch_bytes)
             ends = self._fill(batch)
             batch.close()
             count, size = batch.record_count(), batch.size()
@@ -178,17 +205,61 @@ class Lane:
                 await producer.append(batch, partition)
             except FAILURES as error:
                 self._counters.batch_failures[type(error).__name__] += 1
-                self._counters.records_redelivered += count
-                if isinstance(error, TOO_LARGE) and count > 1:
-                    self._batch_bytes = min(size, self._batch_bytes) // 2
                 topic.failed(producer, partition, error)
+                if isinstance(error, REFUSED) and count == 1:
+                    self._singly = max(self._singly - 1, 0)
+                    await self._bury(producer, partition, error)
+                    return ends
+                self._counters.records_redelivered += count
+                if isinstance(error, TOO_LARGE):
+                    self._batch_bytes = min(size, self._batch_bytes) // 2
+                elif isinstance(error, REFUSED):
+                    self._singly = count
                 await asyncio.sleep(next(waits))
             else:
+                self._singly = max(self._singly - count, 0)
                 self._counters.batches += 1
                 self._counters.batch_records.observe(count)
                 self._counters.batch_bytes.observe(size)
                 topic.heard(partition)
                 return ends
+
+    async def _bury(self, producer: Producer, partition: int, error: BaseException) -> None:
+        """Return when the next record, which Kafka refused, is acknowledged in the dead-letter topic.
+
+        It goes there whole or, if it is too large there too, in pieces. Headers say why, from where and when.
+        """
+        settings, delivery = self._topic.settings, self._gathered[0]
+        reason = type(error).__name__.removesuffix("Error")
+        topic = settings.dead_letter_topic or f"{settings.topic}.dead-letter"
+        headers = [
+            ("syslogger.reason", reason.encode()),
+            ("syslogger.topic", settings.topic.encode()),
+            ("syslogger.partition", b"%d" % partition),
+            ("syslogger.peer", delivery.peer.encode()),
+            ("syslogger.time", datetime.now(UTC).isoformat(timespec="milliseconds").encode()),
+        ]
+        pieces, waits = [delivery.records[delivery.first]], pauses()
+        buried, refused_by = 0, producer
+        while buried < len(pieces):
+            current = await self._topic.producer(other_than=refused_by)
+            place = ("syslogger.piece", b"%d/%d" % (buried + 1, len(pieces)))
+            try:
+                await current.append_one(topic, pieces[buried], [*headers, place])
+            except TOO_LARGE:
+                # Those before it are there already; who puts them together finds these instead of the one.
+                half = (len(pieces[buried]) + 1) // 2
+                pieces[buried : buried + 1] = [pieces[buried][:half], pieces[buried][half:]]
+                self._topic.failed(current, partition, ProducerLostError("too large for the dead-letter topic"))
+                refused_by = current
+            except FAILURES as failure:
+                self._topic.not_buried(current, partition, topic, failure)
+                refused_by = current
+                await asyncio.sleep(next(waits))
+            else:
+                buried += 1
+        self._counters.records_dead_lettered[reason] += 1
+        self._topic.buried(partition, topic, delivery.peer, len(delivery.records[delivery.first]))
 
     def _fill(self, batch: BatchBuilder) -> tuple[int, int]:
         """Append what fits to `batch`; return how many deliveries fit whole, and how much of the next one."""

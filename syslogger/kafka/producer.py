@@ -26,6 +26,17 @@ _STOP_SECONDS = 2.0
 """How long a producer may take to stop; with Kafka down it would take for ever."""
 
 
+class InvalidRecordError(kafka_errors.BrokerResponseError):  # type: ignore[misc] # aiokafka has no types
+    """The topic does not take such a record: one without a key in a compacted topic, for instance."""
+
+    errno = 87
+    message = "INVALID_RECORD"
+
+
+# aiokafka 0.14 does not know this one and would say "unknown", which a broker's own trouble is called too.
+kafka_errors.kafka_errors.setdefault(InvalidRecordError.errno, InvalidRecordError)
+
+
 class ProducerLostError(Exception):
     """The producer was given up with this batch in flight; the batch may or may not have been written."""
 
@@ -33,7 +44,14 @@ class ProducerLostError(Exception):
 FAILURES = (kafka_errors.KafkaError, OSError, TimeoutError, AssertionError, ProducerLostError)
 """What aiokafka raises when a batch or a start fails. AssertionError is its word for an unknown partition."""
 
-TOO_LARGE = (kafka_errors.MessageSizeTooLargeError, kafka_errors.RecordListTooLargeError)
+TOO_LARGE: tuple[type[BaseException], ...] = (
+    kafka_errors.MessageSizeTooLargeError,
+    kafka_errors.RecordListTooLargeError,
+)
+
+
+REFUSED = (*TOO_LARGE, kafka_errors.InvalidTimestampError, InvalidRecordError)
+"""What is wrong with a record and not with Kafka: trying again cannot help it. Everything else is tried again."""
 
 
 class Owed(NamedTuple):
@@ -109,6 +127,12 @@ class Producer:
         else:
             if not answer.done():
                 answer.set_result(None)
+
+    async def append_one(self, topic: str, value: bytes, headers: Sequence[tuple[str, bytes]]) -> None:
+        """Return when one record is acknowledged in any partition of a topic. Raises one of `FAILURES`."""
+        # Bounded: without the topic it would wait for its metadata only, but without a leader for ever.
+        async with asyncio.timeout(2 * self.inner.client._request_timeout_ms / 1000):  # noqa: SLF001 - as configured
+            await self.inner.send_and_wait(topic, value, headers=list(headers))
 
     async def settle(self, seconds: float) -> None:
         """Wait until the batches that are out now are answered, but not longer than `seconds`."""

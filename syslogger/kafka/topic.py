@@ -20,7 +20,7 @@ from syslogger.config import Kafka
 from syslogger.counters import Counters
 
 from .diagnosis import listed, named, why_not, why_stuck
-from .lane import BACKOFF_SECONDS, Lane, pauses
+from .lane import BACKOFF_SECONDS, Lane, Outlet, pauses
 from .producer import FAILURES, Owed, Producer, ProducerLostError, build, client_settings, stop
 
 _log = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Topic:
         """What is wrong now, of the cluster or of a partition by its number, in words, with what to do about it."""
         self._brokers = brokers
         self._client = client_settings(settings)
+        self._troubled_since = 0.0
         self._producer: Producer | None = None
         self._unfit: Producer | None = None
         """The producer that failed a batch, until another takes its place."""
@@ -68,6 +69,7 @@ class Topic:
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
+        self._troubled_since = asyncio.get_running_loop().time()
         self._own(self._supervise())
         return self
 
@@ -89,13 +91,16 @@ class Topic:
     def _disown(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
         if not task.cancelled() and (error := task.exception()):
-            self._problems[_CLUSTER] = f"a fault in syslogger: {error!r}"
+            self._trouble(_CLUSTER, f"a fault in syslogger: {error!r}")
             _log.critical("A task of the delivery died by a fault in syslogger; please report it.", exc_info=error)
 
     @property
     def problem(self) -> str:
-        """What is wrong now, in words, with what to do about it; empty when Kafka acknowledges for every partition."""
-        return next(iter(self._problems.values()), "")
+        """What is wrong now and since when, with what to do about it; empty when every partition is acknowledged."""
+        if not self._problems:
+            return ""
+        seconds = asyncio.get_running_loop().time() - self._troubled_since
+        return f"{next(iter(self._problems.values()))} ({seconds:.0f} s)"
 
     @property
     def has_answered(self) -> bool:
@@ -106,16 +111,14 @@ class Topic:
         """Wait until Kafka has answered for the topic."""
         await self.producer(other_than=None)
 
-    def sink(self) -> Lane:
-        """Return the lane with the fewest connections, for one more. Kafka must have `answered`."""
+    def sink(self, peer: str) -> Outlet:
+        """Return a way into the lane with the fewest connections. Kafka must have `answered`."""
         partitions = self._producer.partitions if self._producer else []
         for index in range(len(partitions) or 1):
             if index not in self._lanes:
                 self._lanes[index] = Lane(self, index)
                 self._own(self._lanes[index].run())
-        lane = min(self._lanes.values(), key=lambda lane: lane.connections)
-        lane.connections += 1
-        return lane
+        return Outlet(min(self._lanes.values(), key=lambda lane: lane.connections), peer)
 
     async def finish(self, seconds: float) -> bool:
         """Take nothing more; return whether everything given was acknowledged within so many seconds."""
@@ -142,6 +145,18 @@ class Topic:
             what = "A batch for partition %d of topic %s failed: %s"
             self._complain(partition, what, partition, self.settings.topic, named(error, self.settings))
 
+    def not_buried(self, producer: Producer, partition: int, topic: str, error: BaseException) -> None:
+        """Take note that a record could not be written to the dead-letter topic; it is tried again."""
+        if producer is self._producer:
+            self._unfit = producer
+        what = "A record that Kafka refused cannot be written to the dead-letter topic %s: %s"
+        self._complain(partition, what, topic, named(error, self.settings, topic))
+
+    def buried(self, partition: int, topic: str, peer: str, size: int) -> None:
+        """Take note that a record of so many bytes stands in the dead-letter topic."""
+        _log.warning("A record of %d bytes from %s, which Kafka refused, is in the topic %s.", size, peer, topic)
+        self.heard(partition)
+
     def heard(self, partition: int) -> None:
         """Take note that Kafka acknowledged a batch for `partition`."""
         if self._problems and (partition in self._problems or _CLUSTER in self._problems):
@@ -150,8 +165,13 @@ class Topic:
             # Another outage is another story, told from its beginning.
             _log.info("Kafka acknowledges again for partition %d.", partition, extra={"anew": True})
 
+    def _trouble(self, where: int, problem: str) -> None:
+        if not self._problems:
+            self._troubled_since = asyncio.get_running_loop().time()
+        self._problems[where] = problem
+
     def _complain(self, where: int, what: str, *args: object) -> None:
-        self._problems[where] = what % args
+        self._trouble(where, what % args)
         # The template tells one complaint from another, so that repeats are summed up.
         _log.warning(what + ". Nothing is lost: what is not acknowledged is delivered again.", *args)
 
@@ -246,7 +266,7 @@ class Topic:
             addresses = await self._addresses_within(_FIRST_ANSWER_SECONDS)
         if not addresses:
             problem = self._brokers.problem or f"no broker's address is known yet from {self._brokers.source}"
-            self._problems[_CLUSTER] = problem
+            self._trouble(_CLUSTER, problem)
             _log.warning("Waiting for Kafka: %s.", problem)
             addresses = await self._addresses_within(BACKOFF_SECONDS[1])
             if not addresses:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.system.machine import Machine, lacking
 from tests.system.parts import Kafka39, Kafka43, Part, Sender, Syslogger, ZooKeeper, free_port, missing
 
 
@@ -114,3 +115,15 @@ def make_sender(tmp_path: Path) -> Callable[[int], Sender]:
         return sender
 
     return make
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """Boot a machine, and put the test into its network: 127.0.0.1 is the machine's until the test is over."""
+    if missing_here := lacking():
+        text = f"A machine cannot be booted here: no {', no '.join(missing_here)}."
+        if os.environ.get("CI"):
+            pytest.fail(text, pytrace=False)
+        pytest.skip(text)
+    with Machine(tmp_path / "machine") as booted, booted.network():
+        yield booted

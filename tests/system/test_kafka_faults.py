@@ -202,18 +202,39 @@ def test_the_topic_is_missing_at_the_start(kafka43: Kafka43, make_syslogger):
 
 
 @pytest.mark.row(11)
-def test_a_record_larger_than_the_topic_allows_does_not_vanish(kafka43: Kafka43, make_syslogger):
-    """Until there is a dead-letter topic it waits, says why, and goes on when the topic's limit is raised."""
+def test_a_record_larger_than_the_topic_allows_goes_to_the_dead_letters(kafka43: Kafka43, make_syslogger):
+    """It holds up nobody. While there is no dead-letter topic it waits, and says what to create."""
     topic = kafka43.create_topic(max__message__bytes=2000)
     syslogger = make_syslogger(kafka={"bootstrap_servers": [kafka43.bootstrap], "topic": topic} | SHORT)
     syslogger.start()
-    small = b"".join(b"%d\n" % number for number in range(100))
-    syslogger.send(small)
+    small = [b"%d" % number for number in range(1000)]
     with syslogger.connect() as peer:
-        peer.sendall(b"x" * 10_000 + b"\nafter\n")
-        until(lambda: "max.message.bytes" in syslogger.log(), "it says what to raise", 20)
+        name = "{}:{}".format(*peer.getsockname())
+        peer.sendall(b"\n".join([*small[:500], b"x" * 10_000, *small[500:], b""]))
+        until(lambda: f"create the topic {topic}.dead-letter" in syslogger.log(), "it says what to create", 20)
         syslogger.check_sums()
         assert syslogger.metric("syslogger_records_in_flight") > 0
-        kafka43.alter_topic(topic, max__message__bytes=100_000)
-        kafka43.wait_count(topic, 102, seconds=60)
-    assert kafka43.values(topic)[100:] == [b"x" * 10_000, b"after"]
+        kafka43.create_topic(f"{topic}.dead-letter", max__message__bytes=7000)
+        kafka43.wait_count(topic, 1000, seconds=60)
+    assert kafka43.values(topic) == small
+    assert b"".join(kafka43.values(f"{topic}.dead-letter")) == b"x" * 10_000
+    assert syslogger.metric("syslogger_records_dead_lettered_total") == 1
+    assert (
+        f"A record of 10000 bytes from {name}, which Kafka refused, is in the topic {topic}.dead-letter"
+        in syslogger.log()
+    )
+    syslogger.check_sums()
+
+
+@pytest.mark.row(11)
+def test_records_that_the_topic_does_not_take_go_to_the_dead_letters(kafka43: Kafka43, make_syslogger):
+    """A compacted topic wants keys."""
+    topic = kafka43.create_topic(cleanup__policy="compact")
+    kafka43.create_topic(f"{topic}.dead-letter")
+    syslogger = make_syslogger(kafka={"bootstrap_servers": [kafka43.bootstrap], "topic": topic} | SHORT)
+    syslogger.start()
+    syslogger.send(b"one\ntwo\nthree\n")
+    kafka43.wait_count(f"{topic}.dead-letter", 3, seconds=60)
+    assert kafka43.values(f"{topic}.dead-letter") == [b"one", b"two", b"three"]
+    assert kafka43.values(topic) == []
+    assert syslogger.metric("syslogger_records_dead_lettered_total", error="InvalidRecord") == 3

@@ -100,7 +100,7 @@ class Topic:
         if not self._problems:
             return ""
         seconds = asyncio.get_running_loop().time() - self._troubled_since
-        return f"{next(iter(self._problems.values()))} ({seconds:.0f} s)"
+        return f"{next(iter(self._problems.values()))}, {seconds:.0f} s"
 
     @property
     def has_answered(self) -> bool:

@@ -24,6 +24,10 @@ _log = logging.getLogger(__name__)
 _RECEIVE_BUFFER_BYTES = 262_144
 """Of each connection, if no setting says otherwise: full speed; 4 MB gave no more."""
 
+_READ_BYTES = 262_144
+"""The most that one read shows of a connection. At 450 kB a flood made the p99 of a thousand quiet peers 1.8 times what
+it was alone, at this 1.4 times, and was no faster."""
+
 _TICK_SECONDS = 1.0
 
 _HAND_OVER_SECONDS = 5.0
@@ -74,8 +78,9 @@ class Forwarder:
             ticks = asyncio.get_running_loop().create_task(self._tick(manager))
             started.callback(ticks.cancel)
             # 4. What is read, once Kafka has answered for the topic: who is here already, then who comes.
-            largest_read = max(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) for sock in (*bound, *peers))
-            poller = started.enter_context(Poller(largest_read))
+            # More than the largest record, or the rest of one would never come to be seen.
+            largest_record = max(framing.max_record_bytes for framing in bound.values())
+            poller = started.enter_context(Poller(max(_READ_BYTES, 2 * largest_record)))
             connections = Connections(config.max_connections, topic.sink, poller, manager, counters)
             listeners = [Listener(sock, framing, connections, manager, counters) for sock, framing in bound.items()]
             self._waiting = "waiting for Kafka"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import random
+import resource
 import socket
 import struct
 import time
@@ -206,6 +207,22 @@ def test_reset_with_records_unread(rest: bytes, kafka43: Kafka43, topic: str, sy
     assert kafka43.values(topic) == expected
     assert syslogger.metric("syslogger_connections_ended_total", cause="reset") == 1
     syslogger.check_sums()
+
+
+@pytest.mark.row(23)
+def test_more_peers_than_the_process_may_open(kafka43: Kafka43, topic: str, syslogger: Syslogger):
+    """Nobody is accepted and closed; who comes when it is out of files is served when there are some again."""
+    in_use = len(list(Path(f"/proc/{syslogger.pid}/fd").iterdir()))
+    resource.prlimit(syslogger.pid, resource.RLIMIT_NOFILE, (in_use + 2, 10_000))
+    peers = [syslogger.connect() for _ in range(6)]
+    for number, peer in enumerate(peers):
+        peer.sendall(f"[a {number}]\n".encode())
+    until(lambda: "LimitNOFILE" in syslogger.log(), "it says what to raise", 10)
+    assert syslogger.alive
+    resource.prlimit(syslogger.pid, resource.RLIMIT_NOFILE, (10_000, 10_000))
+    kafka43.wait_account(topic, {"a": 6}, 20).check()
+    for peer in peers:
+        peer.close()
 
 
 @pytest.mark.row(24)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import uvloop
+
+from tests.mock_kafka import MockKafka
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -28,3 +30,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run the tests on the loop that the daemon runs on."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture
+def cluster() -> Iterator[MockKafka]:
+    """Run a mock cluster of one broker with the topic ``syslog``."""
+    with MockKafka() as cluster:
+        cluster.create_topic("syslog")
+        yield cluster

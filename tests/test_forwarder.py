@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -19,13 +19,6 @@ from syslogger.forwarder import Forwarder
 from syslogger.service import Stop
 from tests.mock_kafka import MockKafka
 from tests.waiting import until
-
-
-@pytest.fixture
-def cluster() -> Iterator[MockKafka]:
-    with MockKafka() as cluster:
-        cluster.create_topic("syslog")
-        yield cluster
 
 
 @pytest.fixture(autouse=True)

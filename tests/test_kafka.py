@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,13 +24,6 @@ from tests.waiting import until
 
 TOO_LARGE, NOT_ENOUGH_REPLICAS, OUT_OF_ORDER, UNAUTHORIZED, INVALID_RECORD = 10, 19, 45, 29, 87
 CUT_OFF, UNKNOWN = -195, -1
-
-
-@pytest.fixture
-def cluster() -> Iterator[MockKafka]:
-    with MockKafka() as cluster:
-        cluster.create_topic("syslog")
-        yield cluster
 
 
 @pytest.fixture(autouse=True)

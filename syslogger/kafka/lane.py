@@ -20,7 +20,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from syslogger.config import Kafka
 from syslogger.counters import Counters
 
-from .producer import BATCH_BYTES, FAILURES, REFUSED, TOO_LARGE, Producer, ProducerLostError, append_records
+from .producer import BATCH_BYTES, FAILURES, REFUSED, TOO_LARGE, Producer, append_records
 
 ROOM_BYTES = 262_144
 """While more than this waits for the next batch of a partition nothing more is read: it bounds the process's memory."""
@@ -54,14 +54,17 @@ class Producers(Protocol):
     async def producer(self, *, other_than: Producer | None) -> Producer:
         """Return the producer to use, once there is one that is not `other_than`."""
 
+    def give_up(self, producer: Producer) -> None:
+        """Have another producer take the place of one that failed a batch: it is no good for its partition now."""
+
     def failed(self, producer: Producer, partition: int, error: BaseException) -> None:
-        """Take note that a batch for `partition` failed: its producer is not to be used for it again."""
+        """Take note that a batch for `partition` failed, and give its producer up."""
 
     def heard(self, partition: int) -> None:
         """Take note that Kafka acknowledged a batch for `partition`."""
 
     def not_buried(self, producer: Producer, partition: int, topic: str, error: BaseException) -> None:
-        """Take note that a record could not be written to the dead-letter topic; it is tried again."""
+        """Take note that the dead-letter topic did not take a record, and give the producer up."""
 
     def buried(self, partition: int, topic: str, peer: str, size: int) -> None:
         """Take note that a record of so many bytes stands in the dead-letter topic."""
@@ -250,7 +253,7 @@ class Lane:
                 # Those before it are there already; who puts them together finds these instead of the one.
                 half = (len(pieces[buried]) + 1) // 2
                 pieces[buried : buried + 1] = [pieces[buried][:half], pieces[buried][half:]]
-                self._topic.failed(current, partition, ProducerLostError("too large for the dead-letter topic"))
+                self._topic.give_up(current)
                 refused_by = current
             except FAILURES as failure:
                 self._topic.not_buried(current, partition, topic, failure)

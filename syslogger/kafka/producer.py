@@ -1,4 +1,16 @@
-"""aiokafka's producer as the lanes use it: batches in, acknowledgements out, and an end in bounded time."""
+"""aiokafka's producer as the lanes use it: batches in, acknowledgements out, and an end in bounded time.
+
+What Kafka can say of a batch, and what becomes of it; none of it drops a record:
+
+=============  =========================================  ======================================================
+transient      3, 5, 6, 7, 19, 20, 56, lost connections   aiokafka tries the same batch again, without duplicates
+refused        10, 18, 32, 87 (`REFUSED`)                 the lane finds the record; it goes to the dead letters
+all else       2, 29, 45, 47, 59, -1, what is not known,  a new producer, and the same records again for as long as
+               timeouts, a dead task of aiokafka's        it takes; after a lost answer they may come twice
+=============  =========================================  ======================================================
+
+The numbers are Kafka's error codes (its protocol guide, "Error Codes").
+"""
 
 from __future__ import annotations
 

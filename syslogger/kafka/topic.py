@@ -137,18 +137,21 @@ class Topic:
             await self._changed.wait()
         return self._producer
 
-    def failed(self, producer: Producer, partition: int, error: BaseException) -> None:
-        """Take note that a batch for `partition` failed: its producer is not to be used for it again."""
+    def give_up(self, producer: Producer) -> None:
+        """Have another producer take the place of one that failed a batch: it is no good for its partition now."""
         if producer is self._producer:
             self._unfit = producer
+
+    def failed(self, producer: Producer, partition: int, error: BaseException) -> None:
+        """Take note that a batch for `partition` failed, and give its producer up."""
+        self.give_up(producer)
         if not isinstance(error, ProducerLostError):
             what = "A batch for partition %d of topic %s failed: %s"
             self._complain(partition, what, partition, self.settings.topic, named(error, self.settings))
 
     def not_buried(self, producer: Producer, partition: int, topic: str, error: BaseException) -> None:
-        """Take note that a record could not be written to the dead-letter topic; it is tried again."""
-        if producer is self._producer:
-            self._unfit = producer
+        """Take note that the dead-letter topic did not take a record, and give the producer up."""
+        self.give_up(producer)
         what = "A record that Kafka refused cannot be written to the dead-letter topic %s: %s"
         self._complain(partition, what, topic, named(error, self.settings, topic))
 

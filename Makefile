@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help demo test test-unit test-system test-row lint format clean linux python parts
+.PHONY: help demo test test-unit test-system test-row soak lint format clean linux python parts
 
 help: ## say what there is
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -27,6 +27,9 @@ test-system: parts .venv/.installed ## the tests with real rsyslog, ZooKeeper an
 test-row: parts .venv/.installed ## the tests of one row of tests/system/FAULTS.md: make test-row ROW=12
 	@[[ "$(ROW)" =~ ^[0-9]+$$ ]] || { echo "Which row? make test-row ROW=12" >&2; exit 1; }
 	$(PYTEST) --row $(ROW)
+
+soak: parts .venv/.installed ## random faults for MINUTES (10), against three brokers; ends with the account
+	.venv/bin/python -m tests.system.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
 lint: .venv/.installed ## style and types
 	.venv/bin/ruff check .

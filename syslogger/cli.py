@@ -134,10 +134,10 @@ def _run_or_check(command: str, line: argparse.Namespace) -> int:
         from syslogger.check import check  # noqa: PLC0415 - brings the Kafka client
 
         return check(config)
-    if line.rehearse:
+    if line.rehearse is not None:
         from syslogger.forwarder import rehearse  # noqa: PLC0415 - brings everything
 
-        rehearse(config)
+        rehearse(config, line.rehearse)
         return 0
     from syslogger.forwarder import run  # noqa: PLC0415 - as above
 
@@ -194,8 +194,8 @@ def _parser() -> _Parser:
     of_run.add_argument("--riemann", metavar="ADDRESS", help="the Riemann to push metrics to: host:port")
     of_run.add_argument("--verbose", type=_boolean, metavar="", help="log at level debug")
     of_demo = parser.add_argument_group("flags of demo")
-    # For a reload: try a start, and end before anything is opened.
-    parser.add_argument("--rehearse", action="store_const", const=True, help=argparse.SUPPRESS)
+    # For a reload: try a start beside a process that holds these ports, and end before anything is served.
+    parser.add_argument("--rehearse", metavar="PORTS", help=argparse.SUPPRESS)
     of_demo.add_argument("--count", metavar="N", type=_count, help="end when N records were printed")
     of_go = parser.add_argument_group("flags of the Go syslogger, whose start lines still work (-port 1514)")
     of_go.add_argument("--port", metavar="N", type=_port, help="as --listen :N")

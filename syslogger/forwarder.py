@@ -53,6 +53,8 @@ class Forwarder:
         self._waiting = "starting"
         """What it waits for before it is ready, in words; empty once it serves."""
         self._topic: Topic | None = None
+        self._held: list[str] = []
+        """The ports that are its own: whoever takes its place finds them taken, and is given them."""
 
     def state(self) -> tuple[bool, str]:
         """Whether it is ready (it listens, and Kafka acknowledges), and if not, why."""
@@ -69,6 +71,7 @@ class Forwarder:
             manager = started.enter_context(service.Manager())
             bound, peers = self._sockets(manager)
             started.callback(self._close, [*bound, *peers])
+            self._held += [str(sock.getsockname()[1]) for sock in bound]
             # 2. What is seen of it.
             self._watch(started)
             # 3. Kafka.
@@ -132,7 +135,7 @@ class Forwarder:
             await stop.reload.wait()
             stop.reload.clear()
             _log.info("Reloading: trying a new start with the configuration and the code as they are now.")
-            problem = await service.rehearse()
+            problem = await service.rehearse(",".join(self._held))
             if not problem:
                 return
             _log.error("Not reloaded, and running on as before: %s", problem, extra={"always": True})
@@ -173,6 +176,7 @@ class Forwarder:
                 why = error.strerror or str(error)
                 text = f"prometheus.address: cannot listen on {config.prometheus.address}: {why}; choose another port"
                 raise ConfigError(text) from error
+            self._held.append(str(server.address[1]))
             _log.info("Metrics are at http://%s:%d/metrics.", *server.address)
         if config.riemann.address:
             from .riemann import Riemann  # noqa: PLC0415 - as above
@@ -224,15 +228,26 @@ class Forwarder:
         while True:
             logs.summarise()
             stopping = self._waiting == "stopping"
-            more_time = [f"EXTEND_TIMEOUT_USEC={int(3e6 * _TICK_SECONDS)}"] if stopping else []
+            more_time = ["STOPPING=1", f"EXTEND_TIMEOUT_USEC={int(3e6 * _TICK_SECONDS)}"] if stopping else []
             ready, reason = self.state()
             status = f"forwarding to topic {self._config.kafka.topic}" if ready else reason
             manager.tell(*watched, *more_time, f"STATUS={status}, {self.counters.connections_open} connections")
             await asyncio.sleep(_TICK_SECONDS)
 
 
-def rehearse(config: Config) -> None:
-    """Do of a start what needs no address and no Kafka: import what `config` asks for, read the files it names."""
+def rehearse(config: Config, held: str) -> None:
+    """Do of a start what needs no Kafka: import what `config` asks for, read the files it names, bind its addresses.
+
+    `held` are the ports, comma separated, of the process whose place is to be taken. Raises `ConfigError`.
+    """
+    ports = held.split(",")
+    addresses = [(f"listeners[{number}].address", each.address) for number, each in enumerate(config.listeners)]
+    addresses += [("prometheus.address", config.prometheus.address)] if config.prometheus.address else []
+    for name, address in addresses:
+        host, port = parse_address(address, name)
+        if str(port) not in ports:
+            for sock in bind(host, port, _RECEIVE_BUFFER_BYTES, name):
+                sock.close()
     Topic(config.kafka, BootstrapServers(()), Counters())
     _brokers(config)
     if config.prometheus.address:

@@ -100,15 +100,15 @@ def _execute_again(sockets: list[socket.socket]) -> NoReturn:
     os.execv(sys.executable, sys.orig_argv)  # noqa: S606 - our own command line
 
 
-async def rehearse() -> str:
-    """Start the same command line with ``--rehearse``, which ends before it opens anything; return why it failed.
+async def rehearse(argument: str) -> str:
+    """Start the same command line with ``--rehearse=ARGUMENT``, which ends before it serves; return why it failed.
 
     The text is empty if a new start would succeed.
     """
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         *sys.orig_argv[1:],
-        "--rehearse",
+        f"--rehearse={argument}",
         stderr=asyncio.subprocess.PIPE,
         stdin=asyncio.subprocess.DEVNULL,
     )

@@ -7,6 +7,7 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,7 @@ import pytest
 from syslogger import service, streams
 from syslogger.config import Config
 from syslogger.errors import ConfigError
-from syslogger.forwarder import Forwarder
+from syslogger.forwarder import Forwarder, rehearse
 from syslogger.service import Stop
 from tests.mock_kafka import MockKafka
 from tests.waiting import until
@@ -188,7 +189,8 @@ async def test_riemann_and_metrics_are_started_on_request(cluster: MockKafka, ca
 async def test_a_reload_hands_its_sockets_over(cluster: MockKafka, monkeypatch: pytest.MonkeyPatch) -> None:
     answers = ["kafka.topic is wrong", ""]
 
-    async def rehearse() -> str:
+    async def rehearse(held: str) -> str:
+        assert held == str(one.forwarder.addresses[0].rpartition(":")[2])
         return answers.pop(0)
 
     monkeypatch.setattr(service, "rehearse", rehearse)
@@ -257,3 +259,17 @@ async def test_what_a_process_that_never_served_still_held_is_named(
         one.stop.ask()
         assert await one.task == 1
         assert "5 bytes from {}:{} were not delivered".format(*peer.getsockname()) in caplog.text
+
+
+def test_a_rehearsal_beside_the_process_that_runs(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as own, socket.create_server(("127.0.0.1", 0)) as foreign:
+        mine, taken = ("{}:{}".format(*sock.getsockname()) for sock in (own, foreign))
+        held = str(own.getsockname()[1])
+        rehearse(configured("127.0.0.1:1", listeners=[{"address": mine}], prometheus={"address": "127.0.0.1:0"}), held)
+        for settings in ({"listeners": [{"address": taken}]}, {"prometheus": {"address": taken}}):
+            with pytest.raises(ConfigError, match="another program already listens there"):
+                rehearse(configured("127.0.0.1:1", **settings), held)
+    wrong = tmp_path / "ca.pem"
+    wrong.write_text("no certificate")
+    with pytest.raises(ConfigError, match=r"kafka\.tls_ca_file"):
+        rehearse(configured("a:1", kafka={"security_protocol": "SSL", "tls_ca_file": str(wrong)}), "")

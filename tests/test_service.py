@@ -184,15 +184,15 @@ def test_a_process_that_executes_itself_again_keeps_its_sockets(tmp_path: Path) 
         ("import sys; print('x'); sys.exit('kafka.topic is wrong')", "kafka.topic is wrong"),
         ("import nonsense", "ModuleNotFoundError: No module named 'nonsense'"),
         ("import os; os._exit(4)", "exit status 4"),
-        ("import sys; sys.exit(0 if sys.argv[-1] == '--rehearse' else 'not told')", ""),
+        ("import sys; sys.exit(0 if sys.argv[-1] == '--rehearse=x' else 'not told')", ""),
     ],
 )
 async def test_a_rehearsal_says_why_it_failed(program: str, expected: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["python", "-c", program])
-    assert await service.rehearse() == expected
+    assert await service.rehearse("x") == expected
 
 
 async def test_a_rehearsal_that_does_not_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "orig_argv", ["python", "-c", "import time; time.sleep(60)"])
     monkeypatch.setattr(service, "_REHEARSE_SECONDS", 0.2)
-    assert "did not start" in await service.rehearse()
+    assert "did not start" in await service.rehearse("x")

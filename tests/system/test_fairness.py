@@ -214,7 +214,8 @@ def test_riemann_and_scrapes_do_not_touch_the_data(kafka43: Kafka43, make_syslog
             )
             figures[kind] = mean
             assert not scrapes or (len(scrapes.answers) > 50 and set(scrapes.answers) == {200}), scrapes.answers
-            assert records / seconds > 0.9 * per_second, kind
+            # A data path that waits for Riemann stands still for seconds; a machine that is busy is a little slower.
+            assert records / seconds > 0.5 * per_second, kind
             assert syslogger.stop() == 0
     for kind, mean in figures.items():
-        assert mean < 2 * figures["none"], f"{kind}: {mean * 1000:.2f} ms instead of {figures['none'] * 1000:.2f}"
+        assert mean < 4 * figures["none"], f"{kind}: {mean * 1000:.2f} ms instead of {figures['none'] * 1000:.2f}"

@@ -134,6 +134,9 @@ class PlainStream:
         """How many of the bytes last peeked are not consumed."""
         self._not_before = 0.0
         # A process that was killed may have left another.
+        self._looked_at = self._loop.time()
+        self._patient_until = 0.0
+        """While the peer's kernel may still be backing off from when nothing was read: then silence is no end."""
         self._low_water = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
         poller.watch(sock.fileno(), self)
 
@@ -158,6 +161,7 @@ class PlainStream:
             await asyncio.sleep(pause)
         if not self._more:
             await self._wait()
+        self._looked_at = self._loop.time()
         return True
 
     async def _wait(self) -> None:
@@ -168,7 +172,8 @@ class PlainStream:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._low_water)
         while not self._more:
             self._waiter = self._loop.create_future()
-            timer = self._loop.call_later(_QUIET_SECONDS, self._fall_quiet) if self._quiet else None
+            quiet_at = max(self._loop.time(), self._patient_until) + _QUIET_SECONDS
+            timer = self._loop.call_at(quiet_at, self._fall_quiet) if self._quiet else None
             try:
                 await self._waiter
             finally:
@@ -226,6 +231,9 @@ class PlainStream:
         """See `Stream`."""
         self._left -= size
         self._more = self._more or more
+        # A peer that met a full buffer tries again after as long again as it has waited at most (RFC 6298, 5.5).
+        now = self._loop.time()
+        self._patient_until = max(self._patient_until, now + (now - self._looked_at))
         if size:
             self._not_before = 0.0
             # MSG_TRUNC drops the bytes without copying them; recv_into still wants room for them.

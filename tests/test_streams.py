@@ -252,6 +252,19 @@ async def test_a_half_closed_peer_that_stays_silent(
     assert pair.stream.ended == "quiet"
 
 
+async def test_silence_after_a_long_delivery_is_not_yet_the_end(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_QUIET_SECONDS", 0.05)
+    pair.peer.sendall(b"slow\n")
+    assert await pair.peek() == b"slow\n"
+    await asyncio.sleep(0.5)  # Kafka takes its time
+    pair.stream.consume(5)
+    pair.stream.half_close()
+    waiting = asyncio.ensure_future(pair.peek())
+    await asyncio.sleep(0.25)
+    pair.peer.sendall(b"sent again by its kernel\n")
+    assert await waiting == b"sent again by its kernel\n"
+
+
 async def test_half_closing_a_peer_that_has_reset(pair: Pair) -> None:
     pair.reset()
     await asyncio.sleep(0.01)

@@ -68,7 +68,7 @@ def test_kafka_down_for_a_minute(own_kafka43: Kafka43, make_syslogger, make_send
         back = time.monotonic()
         until(lambda: _appended(kafka, topic) > before, "records flow within 5 s of Kafka's return", 5)
         until(lambda: syslogger.get("/readyz")[0] == 200, "ready again", 5 - (time.monotonic() - back) + 1)
-    account = kafka.wait_account(topic, {"a": load.count}, 60)
+    account = kafka.wait_account(topic, {"a": load.count}, 120)
     assert not account.lost, account
     assert not account.foreign, account
     # The batch in flight when Kafka was killed may have been written.

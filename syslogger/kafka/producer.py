@@ -179,8 +179,6 @@ async def stop(producer: aiokafka.AIOKafkaProducer) -> None:
         for _ in range(2):
             sender.cancel()
             await asyncio.wait({sender}, timeout=_STOP_SECONDS / 2)
-    # Only now, when nothing of it can be sent any more: a task that `stop` has begun waits for these.
-    producer._message_accumulator.fail_all(ProducerLostError("its producer was given up"))  # noqa: SLF001
 
 
 def append_records(batch: BatchBuilder, records: Sequence[bytes], timestamp: int) -> int:

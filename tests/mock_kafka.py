@@ -14,8 +14,8 @@ from typing import Self
 import confluent_kafka
 from confluent_kafka import Consumer, Message, Producer, TopicPartition
 
-PRODUCE, METADATA = 0, 3
-"""Api keys of the Kafka protocol."""
+PRODUCE = 0
+"""An api key of the Kafka protocol."""
 
 
 def _library() -> ctypes.CDLL:

@@ -139,8 +139,8 @@ class Lane:
         delivery = _Delivery(records, size, self._loop.create_future(), peer=peer)
         self._gathered.append(delivery)
         self._waiting_bytes += size
-        if self._wake and self._waiting_bytes >= self._wake_at_bytes and not self._wake.done():
-            self._wake.set_result(None)
+        if self._waiting_bytes >= self._wake_at_bytes:
+            self._wake_now()
         try:
             await delivery.done
         except asyncio.CancelledError:

@@ -217,10 +217,10 @@ class Forwarder:
         await _first(connections.ended(), stop.at_once.wait(), seconds=deadline - loop.time())
         # 3. Whoever is left is cut off, and named.
         why = "a second signal came" if stop.at_once.is_set() else "drain_seconds have passed"
-        undelivered = await connections.cut_off()
-        if not undelivered:
+        cut_off = await connections.cut_off()
+        if not cut_off:
             _log.info("Stopped; every record received was delivered (%d).", self.counters.records_delivered)
-        return _report(undelivered, why)
+        return _report(cut_off, why)
 
     async def _tick(self, manager: service.Manager) -> NoReturn:
         """Once a second, what has no better time. The watchdog hears from here: that the loop goes round."""
@@ -256,14 +256,18 @@ def rehearse(config: Config, held: str) -> None:
         from . import riemann  # noqa: F401, PLC0415 - as above
 
 
-def _report(undelivered: list[tuple[str, int]], why: str) -> int:
+def _report(cut_off: list[tuple[str, int]], why: str) -> int:
     """Log what was not delivered, of each peer how many bytes; return the exit status."""
+    undelivered = [(peer, size) for peer, size in cut_off if size]
     for peer, size in undelivered:
         _log.error("%d bytes from %s were not delivered: %s.", size, peer, why, extra={"always": True})
     if undelivered:
         total = sum(size for _, size in undelivered)
         _log.error("Stopped with %d bytes from %d peers not delivered.", total, len(undelivered))
-    return int(bool(undelivered))
+    if not_ended := [peer for peer, size in cut_off if not size]:
+        text = "%d peers had not ended (%s was one): %s. What was still on its way from them is lost."
+        _log.error(text, len(not_ended), not_ended[0], why)
+    return int(bool(cut_off))
 
 
 async def _first(*waits: Coroutine[None, None, object], seconds: float | None = None) -> None:

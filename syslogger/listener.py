@@ -195,12 +195,12 @@ class Connections:
         return self._released
 
     async def cut_off(self) -> list[tuple[str, int]]:
-        """End the connections that are left; return the peers whose bytes were not all delivered, and how many."""
+        """End the connections that are left; return their peers, and how many bytes of each were not delivered."""
         left = [(one.peer, one.stream.unconsumed()) for one in self._open.values()]
         for task in self._open:
             task.cancel()
         await self.ended()
-        return [(peer, size) for peer, size in left if size]
+        return left
 
 
 class Listener:

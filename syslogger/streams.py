@@ -26,6 +26,12 @@ _QUIET_SECONDS = 1.0
 
 It must outlast a round trip. An idle rsyslog answers a half-close only when it next has something to send."""
 
+_RETRANSMISSION_SECONDS = 0.2
+"""The shortest time after which a sender's kernel sends again what was not acknowledged (Linux's TCP_RTO_MIN)."""
+
+_SO_MEMINFO, _MEMINFO = 55, struct.Struct("9I")
+"""Linux, asm-generic/socket.h: the ninth value is SK_MEMINFO_DROPS (linux/sock_diag.h)."""
+
 _UNFINISHED_PEEK_SECONDS = 0.005
 """How far apart the peeks at one unfinished record are: a peer that drips costs at most 200 a second."""
 
@@ -71,6 +77,15 @@ class Stream(Protocol):
 def unread(sock: socket.socket) -> int:
     """Return how many bytes a socket holds that nobody has consumed."""
     return int(struct.unpack("i", ioctl(sock.fileno(), FIONREAD, b"\0\0\0\0"))[0])
+
+
+def _dropped(sock: socket.socket) -> int:
+    """Return how many segments the kernel has dropped, most for want of room in the receive buffer.
+
+    The window counts bytes, the buffer what each segment takes in memory: many small ones overfill it before the window
+    closes. The sender's kernel then backs off, and says nothing for up to twice as long when there is room again.
+    """
+    return int(_MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[8])
 
 
 class Poller:
@@ -135,8 +150,9 @@ class PlainStream:
         self._not_before = 0.0
         # A process that was killed may have left another.
         self._looked_at = self._loop.time()
+        self._dropped = 0
         self._patient_until = 0.0
-        """While the peer's kernel may still be backing off from when nothing was read: then silence is no end."""
+        """Until then the peer's kernel may wait before it sends again what ours had no room for; 0 if ours had."""
         self._low_water = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
         poller.watch(sock.fileno(), self)
 
@@ -180,6 +196,8 @@ class PlainStream:
                 self._waiter = None
                 if timer:
                     timer.cancel()
+        # What comes is what was sent again first: bytes arrive in order.
+        self._patient_until = 0.0
 
     def _fall_quiet(self) -> None:
         self._last = self._last or "quiet"
@@ -231,9 +249,12 @@ class PlainStream:
         """See `Stream`."""
         self._left -= size
         self._more = self._more or more
-        # A peer that met a full buffer tries again after as long again as it has waited at most (RFC 6298, 5.5).
         now = self._loop.time()
-        self._patient_until = max(self._patient_until, now + (now - self._looked_at))
+        stalled = now - self._looked_at
+        if stalled > _RETRANSMISSION_SECONDS and (dropped := _dropped(self.sock)) != self._dropped:
+            self._dropped = dropped
+            # Each wait before the next attempt is twice the last one: at most as long as all before (RFC 6298, 5.5).
+            self._patient_until = now + stalled
         if size:
             self._not_before = 0.0
             # MSG_TRUNC drops the bytes without copying them; recv_into still wants room for them.

@@ -376,6 +376,7 @@ async def test_leaving_with_kafka_down_takes_bounded_time(cluster: MockKafka) ->
         waiting.cancel()
         start = loop.time()
     assert loop.time() - start < 8
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()})
 
 
 @given(st.lists(st.binary(min_size=1, max_size=300), min_size=1, max_size=50), st.integers(100, 5000))

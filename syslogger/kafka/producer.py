@@ -165,8 +165,18 @@ def _address(host: str, port: int) -> str:
 
 async def stop(producer: aiokafka.AIOKafkaProducer) -> None:
     """Stop a producer, whatever state it is in, in a bounded time. Nothing of it is left."""
+    accumulator = producer._message_accumulator  # noqa: SLF001 - no public way
+    flush = accumulator.flush
+
+    async def flush_in_time() -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_STOP_SECONDS):
+                await flush()
+
+    # `stop` waits for it in a task that nobody could cancel.
+    accumulator.flush = flush_in_time
     with contextlib.suppress(kafka_errors.KafkaError, OSError, TimeoutError):
-        async with asyncio.timeout(_STOP_SECONDS):
+        async with asyncio.timeout(2 * _STOP_SECONDS):
             await producer.stop()
             return
     # What `stop` leaves behind when it does not come to an end; closed connections fail what waits for them.

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct, field, inspect, structs
 
 from syslogger.errors import ConfigError
 
+Framing = Literal["auto", "newline", "octet_counted"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -33,6 +34,13 @@ class Listener(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     address: Annotated[
         str, Meta(description="Where to listen: `host:port`, `[v6]:port`, or `:port` for every address.")
     ] = "127.0.0.1:1514"
+    framing: Annotated[
+        Framing,
+        Meta(
+            description="How records are told apart: `newline` (a line each), `octet_counted` (`LEN SP` before each), "
+            "or `auto`, which takes one that begins `LEN SP <` as counted and any other as a line."
+        ),
+    ] = "auto"
     max_record_bytes: Annotated[
         int,
         Meta(ge=64, le=1_000_000, description="A longer record is cut into pieces of this size; nothing is dropped."),

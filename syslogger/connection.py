@@ -58,6 +58,7 @@ class Connection:
             counters.records_cut["size"] += split.cuts
         if split.fragment:
             counters.records_cut[self.stream.final] += 1
+        counters.records_misframed += split.misframed
         await self._sink.deliver(split.records, split.size)
         counters.records_in_flight -= count
         counters.bytes_in_flight -= split.size

@@ -65,6 +65,9 @@ class Counters:
     """Records that are pieces, by cause: ``size`` (longer than `max_record_bytes`), or why nothing joined the
     fragment: ``eof``, ``reset``, ``quiet`` (the drain), ``urgent`` (urgent data)."""
 
+    records_misframed: int = 0
+    """Records with an octet count that is none, or with none where a listener insists on one."""
+
     connections_open: int = 0
     connections_accepted: int = 0
     connections_adopted: int = 0

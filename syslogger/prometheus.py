@@ -215,6 +215,7 @@ class _Counters(Collector):
             _gauge("records_in_flight", "Records received and not yet acknowledged.", now.records_in_flight),
             _gauge("bytes_in_flight", "Bytes of those records.", now.bytes_in_flight),
             _counters("records_cut", "Records that are pieces of what was sent, by cause.", "cause", now.records_cut),
+            _counter("records_misframed", "Records whose octet count is wrong or missing.", now.records_misframed),
             _gauge("connections_open", "Connections now open.", now.connections_open),
             _counter("connections_accepted", "Connections accepted.", now.connections_accepted),
             _counter("connections_adopted", "Connections taken over from the process before.", now.connections_adopted),

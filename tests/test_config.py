@@ -44,6 +44,7 @@ def test_a_file_sets_everything(toml):
         receive_buffer_bytes = 2000
         [[listeners]]
         address = "[::1]:1515"
+        framing = "octet_counted"
         [kafka]
         zookeeper = "zk1:2181,zk2/chroot/deep"
         topic = "a.topic"
@@ -57,7 +58,7 @@ def test_a_file_sets_everything(toml):
     config = load(file=file)
     assert config.listeners == (
         Listener(address=":1514", max_record_bytes=1000, receive_buffer_bytes=2000),
-        Listener(address="[::1]:1515"),
+        Listener(address="[::1]:1515", framing="octet_counted"),
     )
     assert (config.max_connections, config.drain_seconds) == (7, 5.0)
     assert config.kafka == Kafka(zookeeper="zk1:2181,zk2/chroot/deep", topic="a.topic", compression="zstd")
@@ -142,6 +143,10 @@ def test_no_kafka_says_what_to_set():
         (
             "[[listeners]]\nmax_record_bytes = 10",
             "listeners[0].max_record_bytes (FILE) is 10: it may be a whole number, 64 to 1,000,000.",
+        ),
+        (
+            '[[listeners]]\nframing = "octet-counted"',
+            'listeners[0].framing (FILE) is "octet-counted": it may be auto, newline or octet_counted; did you mean ',
         ),
         ('[kafka]\ntopic = "a b"', 'kafka.topic (FILE) is "a b": it may be a text, 1 to 249 characters matching '),
         ('[kafka]\ntopic = ".."', 'kafka.topic (FILE) may be any such text but "." and "..".'),

@@ -10,6 +10,7 @@ import pytest
 from syslogger.connection import Connection
 from syslogger.counters import Counters
 from syslogger.framing import Split
+from syslogger.framing.detected import Detected
 from syslogger.framing.newline import Newline
 from tests.fakes import FakeSink
 
@@ -126,6 +127,14 @@ async def test_bytes_that_are_no_record_are_consumed() -> None:
     assert stream.consumed == b"\n\n\n"
     assert sink.deliveries == []
     assert counters.records_received == 0
+
+
+async def test_what_is_misframed_is_counted() -> None:
+    stream, sink, counters = FakeStream(b"3 <1>0 <2>\n2 <3"), FakeSink(), Counters()
+    await Connection("peer", stream, Detected(100), sink, counters).run()
+    assert sink.records == [b"<1>", b"0 <2>", b"<3"]
+    assert stream.consumed == b"3 <1>0 <2>\n2 <3"
+    assert counters.records_misframed == 1
 
 
 async def test_closing_lets_go_of_both() -> None:

@@ -97,6 +97,19 @@ async def test_two_listeners(cluster: MockKafka) -> None:
     assert one.forwarder.counters.records_cut == {"size": 1}
 
 
+async def test_each_listener_has_its_framing(cluster: MockKafka) -> None:
+    kinds = ["auto", "newline", "octet_counted"]
+    listeners = [{"address": "127.0.0.1:0", "framing": kind} for kind in kinds]
+    async with running(configured(*cluster.addresses, listeners=listeners)) as one:
+        for number, kind in enumerate(kinds):
+            with await one.connect(number) as peer:
+                peer.sendall(b"4 <%d>\nline of %s\n" % (number, kind.encode()))
+                await one.until(lambda so_far=2 * number: one.forwarder.counters.records_delivered == so_far + 2)
+    expected = [b"<0>\n", b"line of auto", b"4 <1>", b"line of newline", b"<2>\n", b"line of octet_counted"]
+    assert sorted(cluster.records("syslog", expected=6)) == sorted(expected)
+    assert one.forwarder.counters.records_misframed == 1
+
+
 async def test_it_listens_only_when_kafka_has_answered(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as free:

@@ -12,7 +12,7 @@ PACKAGE = ROOT / "syslogger"
 
 LAYERS = {
     0: {"__init__", "errors", "sink", "brokers", "counters", "config", "logs", "service"},
-    1: {"framing.__init__", "framing.newline"},
+    1: {"framing.__init__", "framing.newline", "framing.octet_counted", "framing.detected"},
     2: {
         "kafka.__init__",
         "kafka.topic",

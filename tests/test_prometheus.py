@@ -79,6 +79,7 @@ async def test_every_counter_is_exported_under_its_name() -> None:
     now.connections_open, now.connections_accepted = 3, 4
     now.batches, now.records_redelivered, now.producer_rebuilds, now.brokers_known = 8, 9, 10, 11
     now.records_cut["size"] = 21
+    now.records_misframed = 25
     now.connections_ended["eof"] = 22
     now.accept_pauses["files"] = 23
     now.batch_failures["NotLeaderForPartitionError"] = 24
@@ -91,6 +92,7 @@ async def test_every_counter_is_exported_under_its_name() -> None:
         "syslogger_bytes_received_total": 1200,
         "syslogger_bytes_delivered_total": 700,
         "syslogger_bytes_in_flight": 500,
+        "syslogger_records_misframed_total": 25,
         "syslogger_connections_open": 3,
         "syslogger_connections_accepted_total": 4,
         "syslogger_batches_delivered_total": 8,

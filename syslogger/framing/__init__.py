@@ -24,13 +24,15 @@ class Split(NamedTuple):
     """Whether the last record is what stood unfinished before the end."""
     more: bool
     """Whether a bound on the records ended it, so that the rest may hold complete ones."""
+    misframed: int = 0
+    """How many of the records have a count that is none, or none where there must be one."""
 
 
 class Framing(Protocol):
     """How records are told apart in a stream of bytes (RFC 6587, section 3.4)."""
 
     max_record_bytes: int
-    """No record is longer; more bytes than this always let `split` use some."""
+    """No record is longer, 64 at least; twice as many bytes always let `split` use some."""
 
     def split(self, data: bytes, *, final: bool = False) -> Split:
         """Cut what can be cut from the beginning of `data`.

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.system.machine import Machine, lacking
-from tests.system.parts import Kafka39, Kafka43, Part, Sender, Syslogger, ZooKeeper, free_port, missing
+from tests.system.parts import SENDING_SIDE, Kafka39, Kafka43, Part, Sender, Syslogger, ZooKeeper, free_port, missing
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -106,11 +106,14 @@ def syslogger(make_syslogger: MakeSyslogger, kafka43: Kafka43, topic: str) -> Sy
 
 
 @pytest.fixture
-def make_sender(tmp_path: Path) -> Callable[[int], Sender]:
-    """`make_sender(port)`: a running rsyslog that sends the lines written to it to this port, as shipped."""
+def make_sender(tmp_path: Path) -> Callable[..., Sender]:
+    """`make_sender(port)`: a running rsyslog that sends the lines written to it to this port, as shipped.
 
-    def make(port: int) -> Sender:
-        sender = Sender(tmp_path, port)
+    A second argument names another file of `rsyslog.d/`.
+    """
+
+    def make(port: int, shipped_as: str = SENDING_SIDE.name) -> Sender:
+        sender = Sender(tmp_path, port, shipped_as)
         sender.rsyslog.start()
         return sender
 

@@ -541,12 +541,20 @@ class Rsyslog(Part):
         return (self.directory / "pid").exists()
 
     @classmethod
-    def following(cls, directory: Path, *, port: int, followed: Path, target: str = "127.0.0.1") -> Self:
-        """Make an rsyslog that sends each line appended to the file `followed`, as the shipped configuration says.
+    def following(
+        cls,
+        directory: Path,
+        *,
+        port: int,
+        followed: Path,
+        target: str = "127.0.0.1",
+        shipped_as: str = SENDING_SIDE.name,
+    ) -> Self:
+        """Make an rsyslog that sends each line appended to the file `followed`, as a shipped configuration says.
 
-        It is `rsyslog.d/60-syslogger.conf` with nothing changed but the target and the port.
+        It is that file of `rsyslog.d/` with nothing changed but the target and the port.
         """
-        shipped = SENDING_SIDE.read_text()
+        shipped = SENDING_SIDE.with_name(shipped_as).read_text()
         changed = re.sub(r'target="[^"]*"', f'target="{target}"', shipped)
         changed = re.sub(r'port="[^"]*"', f'port="{port}"', changed)
         assert changed != shipped
@@ -561,11 +569,13 @@ class Rsyslog(Part):
 class Sender:
     """A stock rsyslog that follows a file, and the file."""
 
-    def __init__(self, directory: Path, port: int) -> None:
+    def __init__(self, directory: Path, port: int, shipped_as: str = SENDING_SIDE.name) -> None:
         directory.mkdir(exist_ok=True)
         self.followed = directory / "messages"
         self.followed.touch()
-        self.rsyslog = Rsyslog.following(directory / "rsyslog", port=port, followed=self.followed)
+        self.rsyslog = Rsyslog.following(
+            directory / "rsyslog", port=port, followed=self.followed, shipped_as=shipped_as
+        )
 
     def write(self, *lines: str) -> None:
         """Append lines to the file."""

@@ -6,7 +6,7 @@ import socket
 
 import pytest
 
-from tests.system.parts import Kafka39, Kafka43, numbered
+from tests.system.parts import Kafka39, Kafka43, free_port, numbered
 
 MESSAGES = 100_000
 
@@ -39,6 +39,24 @@ def test_rsyslog_to_kafka_39_found_through_zookeeper(kafka39: Kafka39, make_sysl
 
 def test_rsyslog_to_kafka_43_by_bootstrap_servers(kafka43: Kafka43, make_syslogger, make_sender):
     _run(kafka43, {"bootstrap_servers": [kafka43.bootstrap]}, make_syslogger, make_sender)
+
+
+@pytest.mark.parametrize("framing", ["auto", "octet_counted"])
+def test_rsyslog_with_octet_counting(framing: str, kafka43: Kafka43, topic: str, make_syslogger, make_sender):
+    syslogger = make_syslogger(
+        kafka={"bootstrap_servers": [kafka43.bootstrap], "topic": topic},
+        listeners=[{"address": f"127.0.0.1:{free_port()}", "framing": framing}],
+    )
+    syslogger.start()
+    sender = make_sender(syslogger.port, "60-syslogger-octet-counted.conf")
+    sender.write(*numbered("a", 20_000, length=40), *numbered("a", 20_000, 20_000))
+    kafka43.wait_account(topic, {"a": 40_000}).check()
+    first, *_, last = kafka43.values(topic)
+    assert first.startswith(b"<134>"), "the count is no part of the record"
+    assert last.endswith(b"numbers: " + next(numbered("a", 1, 39_999)).encode()), "the text, unchanged"
+    assert syslogger.metric("syslogger_records_misframed_total") == 0, "every record had its count"
+    assert syslogger.metric("syslogger_records_cut_total") == 0
+    syslogger.check_sums()
 
 
 @pytest.mark.parametrize("compression", ["none", "gzip", "snappy", "lz4", "zstd"])

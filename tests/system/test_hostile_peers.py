@@ -122,6 +122,62 @@ def test_bytes_in_are_bytes_out(kafka43: Kafka43, topic: str, syslogger: Syslogg
     assert syslogger.metric("syslogger_records_cut_total") == 0
 
 
+@pytest.mark.row(21)
+@pytest.mark.parametrize(
+    "lie",
+    [
+        b"4097 <13>one more than the largest",
+        b"99999999999999999999 <13>huge",
+        b"-5 <13>negative",
+        b"0 <13>zero",
+        b"0" * 1000 + b" <13>a thousand zeros",
+        b"9" * 1000 + b" <13>a thousand nines",
+        b"20<13>no space",
+    ],
+)
+def test_a_count_that_lies(lie: bytes, kafka43: Kafka43, topic: str, syslogger: Syslogger):
+    with syslogger.connect() as liar, syslogger.connect() as other:
+        liar.sendall(b"7 <13>one" + lie + b"\n7 <13>two<13>a line\n")
+        kafka43.wait_count(topic, 4)
+        other.sendall(b"9 <13>other")
+        kafka43.wait_count(topic, 5)
+        liar.sendall(b"9 <13>three")
+        kafka43.wait_count(topic, 6)
+    assert kafka43.values(topic) == [b"<13>one", lie, b"<13>two", b"<13>a line", b"<13>other", b"<13>three"]
+    assert syslogger.metric("syslogger_records_misframed_total") == 1
+    syslogger.check_sums()
+    assert "Traceback" not in syslogger.log()
+
+
+@pytest.mark.row(21)
+def test_a_count_past_the_end(kafka43: Kafka43, topic: str, syslogger: Syslogger):
+    syslogger.send(b"7 <13>one4096 <13>all that came\n7 <13>two\n")
+    assert kafka43.values(topic) == [b"<13>one", b"<13>all that came\n7 <13>two\n"]
+    assert syslogger.metric("syslogger_records_cut_total", cause="eof") == 1
+    syslogger.check_sums()
+
+
+@pytest.mark.row(21)
+def test_a_huge_count_and_a_flood_behind_it(kafka43: Kafka43, topic: str, syslogger: Syslogger):
+    syslogger.send(b"<13>first\n")
+    memory = most = syslogger.rss_bytes()
+    # Cut anywhere, the rest may look like a count.
+    sent = b"99999999 <13>" + b"".join(b"%d <" % number for number in range(1, 1_000_000))
+    with syslogger.connect() as peer:
+        for first in range(0, len(sent), 1_000_000):
+            peer.sendall(sent[first : first + 1_000_000])
+            most = max(most, syslogger.rss_bytes())
+        peer.shutdown(socket.SHUT_WR)
+        assert peer.recv(1) == b""
+    pieces = kafka43.values(topic)[1:]
+    assert b"".join(pieces) == sent, "no byte lost, none taken for framing"
+    assert max(map(len, pieces)) <= LARGEST
+    assert most - memory < 64 * 1024 * 1024, f"{memory:,} → {most:,}"
+    assert syslogger.metric("syslogger_records_misframed_total") >= 1
+    assert syslogger.metric("syslogger_records_cut_total") == len(pieces)
+    syslogger.check_sums()
+
+
 @pytest.mark.row(27)
 def test_random_bytes_however_they_are_cut(kafka43: Kafka43, topic: str, syslogger: Syslogger):
     chance = random.Random(27)  # noqa: S311 - repeatable

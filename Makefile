@@ -1,5 +1,5 @@
-# Every command of the project; `make` lists them. What is installed goes into .venv, .venv-demo and .cache here, and
-# for the system tests some Debian packages (tests/system/install).
+# Every command of the project; `make` lists them. What is installed goes into .venv, .venv-demo, .venv-bench and .cache
+# here, and for the system tests and the benchmark some Debian packages (tests/system/install).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help demo test test-unit test-system test-row soak lint format clean linux python parts
+.PHONY: help demo test test-unit test-system test-row soak bench lint format clean linux python parts
 
 help: ## say what there is
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -31,6 +31,10 @@ test-row: parts .venv/.installed ## the tests of one row of tests/system/FAULTS.
 soak: parts .venv/.installed ## random faults for MINUTES (10), against three brokers; ends with the account
 	.venv/bin/python -m tests.system.soak --minutes $(or $(MINUTES),10) $(if $(SEED),--seed $(SEED))
 
+bench: parts .venv-bench/.installed ## compare with rsyslog and syslog-ng (QUICK=1: in two minutes; BENCH=--help: what else)
+	@bench/install
+	@.venv-bench/bin/python -m bench $(if $(QUICK),--quick) $(BENCH)
+
 lint: .venv/.installed ## style and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
@@ -41,7 +45,7 @@ format: .venv/.installed ## put the code into the one format
 	.venv/bin/ruff check --fix .
 
 clean: ## remove all that was made here
-	rm -rf .venv .venv-demo .cache build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv .venv-demo .venv-bench .cache build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 linux:
@@ -69,4 +73,11 @@ parts: linux
 	@rm -rf .venv-demo
 	@$(PYTHON) -m venv .venv-demo
 	@.venv-demo/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[demo]"
+	@touch $@
+
+.venv-bench/.installed: pyproject.toml | python
+	@echo "Making .venv-bench"
+	@rm -rf .venv-bench
+	@$(PYTHON) -m venv .venv-bench
+	@.venv-bench/bin/python -m pip install --quiet --disable-pip-version-check --editable ".[bench]"
 	@touch $@

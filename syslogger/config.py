@@ -85,7 +85,10 @@ class Kafka(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     commit_interval_seconds: Annotated[
         float,
         Meta(
-            ge=0, le=1, description="A partition's small batches leave at least this far apart; an idle one's at once."
+            ge=0,
+            le=1,
+            description="A partition's small batches leave at least this far apart, twice that while few peers send; "
+            "an idle one's at once.",
         ),
     ] = 0.005
     max_batch_records: Annotated[

@@ -92,7 +92,8 @@ class Forwarder:
             # 4. What is read, once Kafka has answered for the topic: who is here already, then who comes.
             # More than the largest record, or the rest of one would never come to be seen.
             largest_record = max(framing.max_record_bytes for framing in bound.values())
-            poller = started.enter_context(Poller(max(_READ_BYTES, 2 * largest_record)))
+            read_bytes = max(_READ_BYTES, 2 * largest_record)
+            poller = started.enter_context(Poller(read_bytes, config.kafka.commit_interval_seconds))
             connections = Connections(config.max_connections, topic.sink, poller, manager, counters)
             listeners = [Listener(sock, framing, connections, manager, counters) for sock, framing in bound.items()]
             self._waiting = "waiting for Kafka"

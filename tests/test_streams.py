@@ -300,6 +300,33 @@ async def test_silence_is_no_end_while_the_peers_kernel_backs_off(monkeypatch: p
             pair.peer.close()
 
 
+async def test_silence_is_the_end_once_the_peers_kernel_has_sent_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A closed window is probed, and the probes are dropped too; but it opens at once."""
+    monkeypatch.setattr(streams, "_QUIET_SECONDS", 0.05)
+    with Poller(1 << 20) as poller:
+        pair = Pair(poller, receive_buffer_bytes=65_536)
+        pair.peer.setblocking(False)
+        sent = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                sent += pair.peer.send(b"x" * 100_000)
+        first = await pair.peek()
+        await asyncio.sleep(1.5)  # Kafka takes its time
+        assert streams._dropped(pair.stream.sock)
+        pair.stream.consume(len(first))
+        pair.stream.half_close()
+        received, last_at = len(first), 0.0
+        while await pair.stream.readable():
+            if data := pair.stream.peek():
+                received, last_at = received + len(data), time.monotonic()
+                pair.stream.consume(len(data))
+        assert pair.stream.ended == "quiet"
+        assert received == sent
+        assert time.monotonic() - last_at < 1.0
+        pair.stream.close()
+        pair.peer.close()
+
+
 async def test_half_closing_a_peer_that_has_reset(pair: Pair) -> None:
     pair.reset()
     await asyncio.sleep(0.01)

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import ssl
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -27,6 +28,8 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 
 from syslogger.config import Kafka
 from syslogger.errors import ConfigError
+
+from .express import KNOWN, Express
 
 BATCH_BYTES = 524_288
 """The largest batch, before compression, of more than one record; brokers allow 1,048,588 (`message.max.bytes`)."""
@@ -84,6 +87,8 @@ class Producer:
         self.bootstrap = bootstrap
         self._topic = topic
         self._owed: dict[asyncio.Future[None], Owed] = {}
+        timeout_seconds = inner._request_timeout_ms / 1000  # noqa: SLF001 - as configured
+        self._express = Express(inner, topic, timeout_seconds) if aiokafka.__version__.startswith(KNOWN) else None
 
     @property
     def partitions(self) -> list[int]:
@@ -121,12 +126,17 @@ class Producer:
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[None] = loop.create_future()
         self._owed[answer] = Owed(partition, loop.time(), answer)
-        submitted = loop.create_task(self._submit(batch, partition, answer))
+        submitted = None
+        if sent := self._express and self._express.send(batch, partition):
+            sent.add_done_callback(functools.partial(_pass_on, answer))
+        else:
+            submitted = loop.create_task(self._submit(batch, partition, answer))
         try:
             await answer
         finally:
             del self._owed[answer]
-            submitted.cancel()
+            if submitted:
+                submitted.cancel()
 
     async def _submit(self, batch: BatchBuilder, partition: int, answer: asyncio.Future[None]) -> None:
         try:
@@ -154,9 +164,22 @@ class Producer:
     async def discard(self) -> None:
         """Stop it within a bounded time, then fail what it still owes."""
         await stop(self.inner)
+        if self._express:
+            self._express.close()
         for answer in self._owed:
             if not answer.done():
                 answer.set_exception(ProducerLostError("its producer was given up"))
+
+
+def _pass_on(answer: asyncio.Future[None], sent: asyncio.Future[Any]) -> None:
+    """Answer as a batch was answered that has been."""
+    error = sent.exception()
+    if answer.done():
+        return
+    if error:
+        answer.set_exception(error)
+    else:
+        answer.set_result(None)
 
 
 def _address(host: str, port: int) -> str:

@@ -27,7 +27,8 @@ class Connection:
     async def run(self) -> None:
         """Return when the peer has ended and everything it sent is in the sink."""
         while await self.stream.readable():
-            await self._sink.room()
+            if room := self._sink.room():
+                await room
             await self._forward()
 
     async def _forward(self) -> None:

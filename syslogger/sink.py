@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Sequence
 from typing import Protocol
 
 
@@ -12,15 +12,15 @@ class Sink(Protocol):
     The two calls are made in turn: `room`, then (without awaiting anything between) `deliver`.
     """
 
-    async def room(self) -> None:
-        """Wait until the sink would start on another delivery at once.
+    def room(self) -> Awaitable[None] | None:
+        """Return None if the sink would start on another delivery at once, else what returns when it would.
 
-        Nothing is read from a socket before this returns. It is what keeps the undelivered bytes
+        Nothing is read from a socket before. It is what keeps the undelivered bytes
         in the kernel and out of the process, however many connections wait.
         """
 
-    async def deliver(self, records: Sequence[bytes], size: int) -> None:
-        """Return when every record is stored and acknowledged, in order; wait for as long as it takes.
+    def deliver(self, records: Sequence[bytes], size: int) -> Awaitable[None]:
+        """Return what returns when every record is stored and acknowledged, in order; wait for as long as it takes.
 
         `records` is not empty; `size` is the sum of their lengths in bytes. There is no failure to
         handle: a sink that cannot deliver goes on trying. Cancelled, it lets go of what it has not

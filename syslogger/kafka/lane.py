@@ -11,7 +11,6 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Coroutine, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import NoReturn, Protocol
 
@@ -28,21 +27,26 @@ ROOM_BYTES = 262_144
 _FULL_BATCH_BYTES = 65_536
 """A batch of so much leaves without waiting for the pace."""
 
+_EARLY_SECONDS = 0.001
+"""So much sooner than the pace says a batch may leave: to wait for less is not worth a timer."""
+
 BACKOFF_SECONDS = (0.2, 5.0)
 """The first pause between attempts and the longest; Kafka is to flow again within 5 s of its return."""
 
 
-@dataclass(slots=True)
 class _Delivery:
     """One call of `Lane.deliver`."""
 
-    records: Sequence[bytes]
-    size: int
-    done: asyncio.Future[None]
-    begun: bool = False
-    peer: str = ""
-    first: int = 0
-    """Index of the first record that is not acknowledged."""
+    __slots__ = ("begun", "done", "first", "peer", "records", "size")
+
+    def __init__(self, records: Sequence[bytes], size: int, done: asyncio.Future[None], peer: str) -> None:
+        self.records = records
+        self.size = size
+        self.done = done
+        self.peer = peer
+        self.begun = False
+        self.first = 0
+        """Index of the first record that is not acknowledged."""
 
 
 class Producers(Protocol):
@@ -78,11 +82,11 @@ class Outlet:
         self._peer = peer
         lane.connections += 1
 
-    def room(self) -> Coroutine[None, None, None]:
+    def room(self) -> Coroutine[None, None, None] | None:
         """See `Sink`."""
-        return self.lane.room()
+        return None if self.lane.has_room else self.lane.room()
 
-    def deliver(self, records: Sequence[bytes], size: int) -> Coroutine[None, None, None]:
+    def deliver(self, records: Sequence[bytes], size: int) -> asyncio.Future[None]:
         """See `Sink`."""
         return self.lane.deliver(records, size, self._peer)
 
@@ -115,10 +119,13 @@ class Lane:
         self._singly = 0
         """How many records are to be sent one by one, because one among them was refused."""
 
+    @property
+    def has_room(self) -> bool:
+        """Whether nobody need wait for `room`."""
+        return self._has_room and self._waiting_bytes < ROOM_BYTES and not self._for_room
+
     async def room(self) -> None:
         """See `Sink`. Who waits longest is served first."""
-        if self._has_room and self._waiting_bytes < ROOM_BYTES and not self._for_room:
-            return
         turn: asyncio.Future[None] = self._loop.create_future()
         self._for_room.append(turn)
         try:
@@ -134,21 +141,14 @@ class Lane:
                 turn.set_result(None)
                 return
 
-    async def deliver(self, records: Sequence[bytes], size: int, peer: str) -> None:
+    def deliver(self, records: Sequence[bytes], size: int, peer: str) -> asyncio.Future[None]:
         """See `Sink`. `peer` is where the records are from."""
-        delivery = _Delivery(records, size, self._loop.create_future(), peer=peer)
-        self._gathered.append(delivery)
+        done = self._loop.create_future()
+        self._gathered.append(_Delivery(records, size, done, peer))
         self._waiting_bytes += size
-        if self._waiting_bytes >= self._wake_at_bytes:
+        if self._wake and self._waiting_bytes >= self._wake_at_bytes:
             self._wake_now()
-        try:
-            await delivery.done
-        except asyncio.CancelledError:
-            if not delivery.begun:
-                self._gathered.remove(delivery)
-                self._waiting_bytes -= size
-                self._make_room()
-            raise
+        return done
 
     def shut(self) -> None:
         """Have no room any more. What was given is still delivered."""
@@ -169,7 +169,7 @@ class Lane:
         while not self._gathered:
             await self._gather(at_least=1, until=None)
         due = self._left_at + self._topic.settings.commit_interval_seconds
-        if self._bytes() < _FULL_BATCH_BYTES and due > self._loop.time():
+        if self._bytes() < _FULL_BATCH_BYTES and due - _EARLY_SECONDS > self._loop.time():
             await self._gather(at_least=_FULL_BATCH_BYTES, until=due)
 
     def _bytes(self) -> int:
@@ -204,6 +204,8 @@ class Lane:
             ends = self._fill(batch)
             batch.close()
             count, size = batch.record_count(), batch.size()
+            if not count:
+                return ends  # who gave them has gone
             try:
                 await producer.append(batch, partition)
             except FAILURES as error:
@@ -266,6 +268,9 @@ class Lane:
 
     def _fill(self, batch: BatchBuilder) -> tuple[int, int]:
         """Append what fits to `batch`; return how many deliveries fit whole, and how much of the next one."""
+        for withdrawn in [one for one in self._gathered if one.done.cancelled() and not one.begun]:
+            self._gathered.remove(withdrawn)
+            self._waiting_bytes -= withdrawn.size
         timestamp = int(time.time() * 1000)
         for ended, delivery in enumerate(self._gathered):
             if not delivery.begun:

@@ -18,6 +18,7 @@ from .framing import Framing
 from .framing.detected import Detected
 from .framing.newline import Newline
 from .framing.octet_counted import OctetCounted
+from .framing.relp import Relp
 from .kafka import Topic
 from .listener import Connections, Listener, bind, is_listening, name_of
 from .streams import Poller, unread
@@ -227,7 +228,12 @@ class Forwarder:
         # 3. Whoever is left is cut off, and named.
         why = "a second signal came" if stop.at_once.is_set() else "drain_seconds have passed"
         cut_off = await connections.cut_off()
-        if not cut_off:
+        if self.counters.records_in_flight and not cut_off:
+            text = (
+                "Stopped with %d records that Kafka had not acknowledged: %s. Over RELP, their senders send them again."
+            )
+            _log.warning(text, self.counters.records_in_flight, why)
+        elif not cut_off:
             _log.info("Stopped; every record received was delivered (%d).", self.counters.records_delivered)
         return _report(cut_off, why)
 
@@ -327,7 +333,8 @@ def bind_listener(
 
 def _framing(config: Config, number: int, max_record_bytes: int) -> Framing:
     """Return the framing that a listener asks for."""
-    kind = _FRAMINGS[config.listeners[number].framing]
+    listener = config.listeners[number]
+    kind = Relp if listener.protocol == "relp" else _FRAMINGS[listener.framing]
     return kind(max_record_bytes, config.kafka.max_batch_records)
 
 

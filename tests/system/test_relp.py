@@ -15,11 +15,11 @@ WINDOW = 1000
 
 @pytest.fixture
 def make_relp(make_syslogger):
-    def make(kafka: Kafka43, topic: str, **config) -> Syslogger:
+    def make(kafka: Kafka43, topic: str, drain_seconds: float = 30, **settings) -> Syslogger:
         return make_syslogger(
-            kafka={"bootstrap_servers": [kafka.bootstrap], "topic": topic},
+            kafka={"bootstrap_servers": [kafka.bootstrap], "topic": topic, **settings},
             listeners=[{"address": f"127.0.0.1:{free_port()}", "protocol": "relp"}],
-            **config,
+            drain_seconds=drain_seconds,
         )
 
     return make
@@ -57,7 +57,8 @@ def test_rsyslog_over_relp(kafka43: Kafka43, topic: str, make_relp, make_sender)
 @pytest.mark.row(15)
 def test_six_kills_under_load(kafka43: Kafka43, topic: str, make_relp, tmp_path: Path):
     """Without systemd: nothing keeps the connections, and what syslogger had read is gone with it."""
-    syslogger = make_relp(kafka43, topic)
+    # Batches far apart, so that there is always something that Kafka has not acknowledged.
+    syslogger = make_relp(kafka43, topic, commit_interval_seconds=0.2)
     syslogger.start()
     sender = impatient(tmp_path, syslogger.port)
     with Load(sender, per_second=5000) as load:
@@ -114,6 +115,32 @@ def test_kafka_down_for_longer_than_rsyslog_waits(tmp_path: Path, make_relp):
         assert syslogger.metric("syslogger_connections_open") == 1
         syslogger.check_sums()
         assert syslogger.stop() == 0
+
+
+@pytest.mark.row(15)
+@pytest.mark.parametrize("who", ["syslogger", "rsyslog"])
+def test_a_stop_while_kafka_is_down(who: str, tmp_path: Path, make_relp):
+    """What rsyslog has sent without an answer it sends to the next syslogger; stopped itself, it takes leave first."""
+    with Kafka43(tmp_path / "own-kafka") as kafka:
+        topic = kafka.create_topic()
+        syslogger = make_relp(kafka, topic, drain_seconds=2)
+        syslogger.start()
+        sender = impatient(tmp_path, syslogger.port)
+        sender.write(*numbered("a", 100))
+        kafka.wait_count(topic, 100)
+        kafka.sigkill()
+        sender.write(*numbered("a", 400, 100))
+        until(lambda: syslogger.metric("syslogger_records_in_flight"), "rsyslog has sent what Kafka has not")
+        stopped = syslogger if who == "syslogger" else sender.rsyslog
+        assert stopped.stop(30) == 0
+        print(syslogger.log_tail(5))
+        kafka.start()
+        stopped.start()
+        sender.write(*numbered("a", 100, 500))
+        account = kafka.wait_account(topic, {"a": 600})
+        print(who, account)
+        account.check(twice=True)
+        assert " ERROR " not in syslogger.log(), "nothing was lost"
 
 
 @pytest.mark.row(15)

@@ -298,10 +298,13 @@ async def _first(*waits: Coroutine[None, None, object], seconds: float | None = 
 
 
 def _framing_of(peer: socket.socket, bound: dict[socket.socket, Framing]) -> Framing:
-    """Return the framing of the listener that a connection came through, or the first one's if it is no more."""
+    """Return the framing of the listener that a connection came through, or of another if it is no more.
+
+    Not RELP's then, if there is another: what is no RELP would be lost.
+    """
     port = peer.getsockname()[1]
     by_port = {sock.getsockname()[1]: framing for sock, framing in bound.items()}
-    return by_port.get(port, next(iter(bound.values())))
+    return by_port.get(port) or min(bound.values(), key=lambda framing: isinstance(framing, Relp))
 
 
 def bind_listener(

@@ -395,7 +395,6 @@ def test_whatever_a_peer_says_it_is_told_of_no_message_that_is_not_stored(data: 
     assert counters.records_received == counters.records_delivered == len(sink.records)
     # One answer for each frame, in order; each message that was answered with 200 is stored.
     frames = re.findall(rb"(\d+) rsp (\d+) (200|500)", stream.told)
-    assert sum(1 for _, _, code in frames if code == b"200") >= 0
     numbers, stored = [], b"".join(sink.records)
     at = 0
     for number in (number for number, size, code in frames if code == b"200" and size == b"6"):

@@ -21,6 +21,7 @@ from msgspec import Meta, Struct, field, inspect, structs
 
 from syslogger.errors import ConfigError
 
+Protocol = Literal["syslog", "relp"]
 Framing = Literal["auto", "newline", "octet_counted"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
@@ -34,6 +35,13 @@ class Listener(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     address: Annotated[
         str, Meta(description="Where to listen: `host:port`, `[v6]:port`, or `:port` for every address.")
     ] = "127.0.0.1:1514"
+    protocol: Annotated[
+        Protocol,
+        Meta(
+            description="What peers speak: `syslog` over TCP, or `relp`, where each message is answered "
+            "when Kafka has acknowledged it."
+        ),
+    ] = "syslog"
     framing: Annotated[
         Framing,
         Meta(
@@ -451,6 +459,10 @@ def _check_listeners(config: Config, where: Mapping[str, str]) -> None:
         if port and key in seen:  # port 0 is another port each time
             raise _wrong(setting, origin, f"is {_shown(listener.address)}, which listeners[{seen[key]}] has too.")
         seen[key] = index
+        if listener.protocol == "relp" and listener.framing != "auto":
+            setting = f"listeners[{index}].framing"
+            rest = f'is {_shown(listener.framing)}: RELP has a framing of its own; leave it out, or protocol = "relp".'
+            raise _wrong(setting, where.get(setting, ""), rest)
         size, least = listener.receive_buffer_bytes, 2 * listener.max_record_bytes
         if 0 < size < least:
             setting = f"listeners[{index}].receive_buffer_bytes"

@@ -18,6 +18,7 @@ from .framing import Framing
 from .framing.detected import Detected
 from .framing.newline import Newline
 from .framing.octet_counted import OctetCounted
+from .framing.relp import Relp
 from .kafka import Topic
 from .listener import Connections, Listener, bind, is_listening, name_of
 from .streams import Poller, unread
@@ -228,7 +229,12 @@ class Forwarder:
         # 3. Whoever is left is cut off, and named.
         why = "a second signal came" if stop.at_once.is_set() else "drain_seconds have passed"
         cut_off = await connections.cut_off()
-        if not cut_off:
+        if self.counters.records_in_flight and not cut_off:
+            text = (
+                "Stopped with %d records that Kafka had not acknowledged: %s. Over RELP, their senders send them again."
+            )
+            _log.warning(text, self.counters.records_in_flight, why)
+        elif not cut_off:
             _log.info("Stopped; every record received was delivered (%d).", self.counters.records_delivered)
         return _report(cut_off, why)
 
@@ -293,10 +299,13 @@ async def _first(*waits: Coroutine[None, None, object], seconds: float | None = 
 
 
 def _framing_of(peer: socket.socket, bound: dict[socket.socket, Framing]) -> Framing:
-    """Return the framing of the listener that a connection came through, or the first one's if it is no more."""
+    """Return the framing of the listener that a connection came through, or of another if it is no more.
+
+    Not RELP's then, if there is another: what is no RELP would be lost.
+    """
     port = peer.getsockname()[1]
     by_port = {sock.getsockname()[1]: framing for sock, framing in bound.items()}
-    return by_port.get(port, next(iter(bound.values())))
+    return by_port.get(port) or min(bound.values(), key=lambda framing: isinstance(framing, Relp))
 
 
 def bind_listener(
@@ -328,7 +337,8 @@ def bind_listener(
 
 def _framing(config: Config, number: int, max_record_bytes: int) -> Framing:
     """Return the framing that a listener asks for."""
-    kind = _FRAMINGS[config.listeners[number].framing]
+    listener = config.listeners[number]
+    kind = Relp if listener.protocol == "relp" else _FRAMINGS[listener.framing]
     return kind(max_record_bytes, config.kafka.max_batch_records)
 
 

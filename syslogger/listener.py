@@ -13,7 +13,9 @@ from .connection import Connection
 from .counters import Counters
 from .errors import ConfigError
 from .framing import Framing
+from .framing.relp import Relp
 from .service import Manager
+from .session import Session
 from .sink import Sink
 from .streams import PlainStream, Poller
 
@@ -129,7 +131,9 @@ class Connections:
 
     def accept(self, sock: socket.socket, peer: str, framing: Framing) -> None:
         """Serve a socket that was just accepted until its end."""
-        self._manager.keep(sock)
+        # A session that breaks is mended by its peer; one kept beyond a kill could be answered twice.
+        if not isinstance(framing, Relp):
+            self._manager.keep(sock)
         self._counters.connections_accepted += 1
         self._start(sock, peer, framing)
 
@@ -140,14 +144,15 @@ class Connections:
 
     def _start(self, sock: socket.socket, peer: str, framing: Framing) -> None:
         stream = PlainStream(sock, self._poller)
-        connection = Connection(peer, stream, framing, self._open_sink(peer), self._counters)
+        kind = Session if isinstance(framing, Relp) else Connection
+        connection = kind(peer, stream, framing, self._open_sink(peer), self._counters)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._open[task] = connection
         self._none_open.clear()
         self._counters.connections_open += 1
         task.add_done_callback(self._end)
         if self._draining:
-            stream.half_close()
+            connection.end()
 
     def _end(self, task: asyncio.Task[None]) -> None:
         connection = self._open.pop(task)
@@ -158,7 +163,7 @@ class Connections:
         if self._released is not None and not cause:
             cause = "handover"
             self._released.append(connection.release())
-        elif task.cancelled():
+        elif not cause and task.cancelled():
             cause = "deadline"
             # What the manager keeps of it may have another chance, in the next process.
             connection.release().close()
@@ -177,7 +182,7 @@ class Connections:
         """Tell every peer to end, and whoever still comes. They are read until they have."""
         self._draining = True
         for connection in self._open.values():
-            connection.stream.half_close()
+            connection.end()
 
     async def ended(self) -> None:
         """Wait until no connection is open."""
@@ -195,8 +200,11 @@ class Connections:
         return self._released
 
     async def cut_off(self) -> list[tuple[str, int]]:
-        """End the connections that are left; return their peers, and how many bytes of each were not delivered."""
-        left = [(one.peer, one.stream.unconsumed()) for one in self._open.values()]
+        """End the connections that are left; return their peers, and how many bytes of each were not delivered.
+
+        Those that send again what was not delivered are not among them.
+        """
+        left = [(one.peer, one.stream.unconsumed()) for one in self._open.values() if not one.resends]
         for task in self._open:
             task.cancel()
         await self.ended()

@@ -52,7 +52,10 @@ _CLOSE_SECONDS = 1.0
 
 _CAUSES = {
     "records_cut": ("size", "eof", "reset", "quiet", "urgent"),
-    "connections_ended": ("eof", "reset", "timeout", "quiet", "deadline", "error", "handover"),
+    "connections_ended": (
+        *("eof", "reset", "timeout", "quiet", "deadline", "error", "handover"),
+        *("close", "serverclose", "malformed", "too_long", "unread"),
+    ),
     "accept_pauses": ("max_connections", "files"),
 }
 """The causes that `Counters` names: each is exported as 0 from the start, so that `rate()` sees the first."""
@@ -214,6 +217,8 @@ class _Counters(Collector):
             _counter("bytes_delivered", "Bytes of those records.", now.bytes_delivered),
             _gauge("records_in_flight", "Records received and not yet acknowledged.", now.records_in_flight),
             _gauge("bytes_in_flight", "Bytes of those records.", now.bytes_in_flight),
+            _counter("records_withdrawn", "RELP records let go unanswered with their peer.", now.records_withdrawn),
+            _counter("bytes_withdrawn", "Bytes of those records.", now.bytes_withdrawn),
             _counters("records_cut", "Records that are pieces of what was sent, by cause.", "cause", now.records_cut),
             _counter("records_misframed", "Records whose octet count is wrong or missing.", now.records_misframed),
             _gauge("connections_open", "Connections now open.", now.connections_open),

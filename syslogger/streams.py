@@ -16,6 +16,7 @@ import asyncio
 import select
 import socket
 import struct
+from collections.abc import Callable
 from contextlib import suppress
 from fcntl import ioctl
 from termios import FIONREAD
@@ -41,7 +42,11 @@ _FEW_STREAMS = 25
 _UNFINISHED_PEEK_SECONDS = 0.005
 """How far apart the peeks at one unfinished record are: a peer that drips costs at most 200 a second."""
 
+_UNREAD_SECONDS = 30.0
+"""A peer that takes none of what it is sent for so long will not. librelp reads before each message that it sends."""
+
 _EVENTS = select.EPOLLIN | select.EPOLLPRI | select.EPOLLRDHUP | select.EPOLLET
+_WRITABLE = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
 _HANGUP = select.EPOLLRDHUP | select.EPOLLHUP | select.EPOLLERR
 
 
@@ -53,7 +58,11 @@ class Stream(Protocol):
     final: str
     """Why nothing will join the bytes last peeked: ``eof``, ``reset``, ``quiet``, ``urgent``; empty while more may."""
     ended: str
-    """Why the stream ended: ``eof``, ``reset``, ``timeout``, ``quiet``, ``error``; empty while it has not."""
+    """Why the stream ended: ``eof``, ``reset``, ``timeout``, ``quiet``, ``error``, ``unread``; empty while it has not.
+
+    A connection may say why it ended the stream."""
+    when_gone: Callable[[str], None]
+    """Called with ``eof`` or ``reset`` as soon as the peer has ended, though bytes of it may be left; maybe again."""
 
     async def readable(self) -> bool:
         """Wait until a peek may show more than the last one did; False once all is consumed and the peer has ended."""
@@ -65,6 +74,12 @@ class Stream(Protocol):
         """Take the first `size` of the bytes last peeked off the stream.
 
         `more` says that the rest is worth another look as it is; else the next one waits for bytes to join it.
+        """
+
+    async def write(self, data: bytes) -> bool:
+        """Return True when the kernel has all of `data`, or False when the peer takes no more: the stream has ended.
+
+        Cancelled with a part of `data` written it ends the stream, too (``unread``).
         """
 
     def half_close(self) -> None:
@@ -92,6 +107,10 @@ def _dropped(sock: socket.socket) -> int:
     closes. The sender's kernel then backs off, and says nothing for up to twice as long when there is room again.
     """
     return int(_MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[8])
+
+
+def _nobody_asked(_why: str) -> None:
+    """Do nothing."""
 
 
 class Poller:
@@ -127,6 +146,10 @@ class Poller:
         self._streams[fd] = stream
         self._epoll.register(fd, _EVENTS)
 
+    def watch_writing(self, fd: int, *, wanted: bool) -> None:
+        """Tell its stream from now on (or no more) when `fd` can be written to, beginning with how it stands."""
+        self._epoll.modify(fd, _EVENTS | select.EPOLLOUT if wanted else _EVENTS)
+
     def forget(self, fd: int) -> None:
         """Stop watching `fd`, which is still open."""
         self._epoll.unregister(fd)
@@ -159,11 +182,13 @@ class PlainStream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.final = ""
         self.ended = ""
+        self.when_gone: Callable[[str], None] = _nobody_asked
         self.sock = sock
         self._poller = poller
         self._scratch = poller.scratch
         self._loop = asyncio.get_running_loop()
         self._waiter: asyncio.Future[None] | None = None
+        self._writer: asyncio.Future[None] | None = None
         self._more = False
         """Whether a peek may show more than the last one did."""
         self._last = ""
@@ -188,8 +213,12 @@ class PlainStream:
         self._more = True
         if events & _HANGUP:
             self._last = "reset" if events & select.EPOLLERR else "eof"
+            self.when_gone(self._last)
         if events & select.EPOLLPRI:
             self._urgent = True
+        # Not for EPOLLRDHUP: such a peer may still read.
+        if events & _WRITABLE and self._writer and not self._writer.done():
+            self._writer.set_result(None)
         self._wake()
 
     async def readable(self) -> bool:
@@ -293,6 +322,40 @@ class PlainStream:
             self.sock.recv_into(self._scratch, size, socket.MSG_TRUNC)
         elif self._left:
             self._not_before = self._loop.time() + _UNFINISHED_PEEK_SECONDS
+
+    async def write(self, data: bytes) -> bool:
+        """See `Stream`."""
+        rest = memoryview(data)
+        try:
+            while rest and not self.ended:
+                try:
+                    rest = rest[self.sock.send(rest) :]
+                except BlockingIOError:
+                    await self._writable()
+                except OSError:
+                    self.ended = "reset"
+        finally:
+            if 0 < len(rest) < len(data):
+                self.ended = self.ended or "unread"
+        return not rest
+
+    async def _writable(self) -> None:
+        """Wait until the kernel takes more; end the stream if the peer does not make it."""
+        fd = self.sock.fileno()
+        self._writer = self._loop.create_future()
+        self._poller.watch_writing(fd, wanted=True)
+        timer = self._loop.call_later(_UNREAD_SECONDS, self._give_up_writing)
+        try:
+            await self._writer
+        finally:
+            self._writer = None
+            self._poller.watch_writing(fd, wanted=False)
+            timer.cancel()
+
+    def _give_up_writing(self) -> None:
+        self.ended = self.ended or "unread"
+        if self._writer and not self._writer.done():
+            self._writer.set_result(None)
 
     def half_close(self) -> None:
         """See `Stream`."""

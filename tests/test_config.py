@@ -145,6 +145,10 @@ def test_no_kafka_says_what_to_set():
             "listeners[0].max_record_bytes (FILE) is 10: it may be a whole number, 64 to 1,000,000.",
         ),
         (
+            '[[listeners]]\nprotocol = "relp"\nframing = "newline"',
+            'listeners[0].framing (FILE) is "newline": RELP has a framing of its own; leave it out',
+        ),
+        (
             '[[listeners]]\nframing = "octet-counted"',
             'listeners[0].framing (FILE) is "octet-counted": it may be auto, newline or octet_counted; did you mean ',
         ),

@@ -110,6 +110,35 @@ async def test_each_listener_has_its_framing(cluster: MockKafka) -> None:
     assert one.forwarder.counters.records_misframed == 1
 
 
+RELP = [{"address": "127.0.0.1:0", "protocol": "relp"}, {"address": "127.0.0.1:0"}]
+
+
+async def test_relp_is_answered_and_told_of_the_end(cluster: MockKafka) -> None:
+    async with running(configured(*cluster.addresses, listeners=RELP)) as one:
+        with await one.connect(0) as peer, await one.connect(1) as plain:
+            plain.sendall(b"a line\n")
+            peer.sendall(b"1 syslog 3 one\n2 syslog 3 t")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 2)
+            one.stop.ask()
+            assert await one.task == 0
+            assert b"".join(iter(lambda: peer.recv(100), b"")) == b"1 rsp 6 200 OK\n0 serverclose 0\n"
+    assert sorted(cluster.records("syslog", expected=2)) == [b"a line", b"one"]
+    assert one.forwarder.counters.connections_ended == {"serverclose": 1, "quiet": 1}
+
+
+async def test_what_relp_has_not_answered_is_not_lost(cluster: MockKafka, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(configured(*cluster.addresses, listeners=RELP, drain_seconds=0.3)) as one:
+        with await one.connect() as peer:
+            cluster.set_down()
+            peer.sendall(b"1 syslog 5 stuck\n")
+            await one.until(lambda: one.forwarder.counters.records_in_flight == 1)
+            one.stop.ask()
+            assert await one.task == 0
+    assert "their senders send them again" in caplog.text
+    ours = [each for each in caplog.records if each.name == "syslogger.forwarder"]
+    assert not [each for each in ours if each.levelno >= logging.ERROR]
+
+
 async def test_it_listens_only_when_kafka_has_answered(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     with socket.create_server(("127.0.0.1", 0)) as free:
@@ -234,14 +263,15 @@ async def test_a_reload_hands_its_sockets_over(cluster: MockKafka, monkeypatch: 
     assert sorted(cluster.records("syslog", expected=5)) == [b"after", b"before", b"last", b"late", b"unfinished"]
 
 
+@pytest.mark.parametrize("listeners", [[{"address": "127.0.0.1:0"}], RELP])
 async def test_connections_whose_listener_is_no_more_are_served_to_their_end(
-    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
+    listeners: list[dict[str, str]], cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone, socket.create_connection(gone.getsockname()) as peer:
         connection, _ = gone.accept()
         monkeypatch.setattr(service, "inherited", lambda: ([gone, connection], []))
         peer.sendall(b"kept\n")
-        async with running(configured(*cluster.addresses)) as one:
+        async with running(configured(*cluster.addresses, listeners=listeners)) as one:
             await one.until(lambda: one.forwarder.counters.records_delivered == 1)
             assert gone.fileno() == -1
 

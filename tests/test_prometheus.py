@@ -80,6 +80,7 @@ async def test_every_counter_is_exported_under_its_name() -> None:
     now.batches, now.records_redelivered, now.producer_rebuilds, now.brokers_known = 8, 9, 10, 11
     now.records_cut["size"] = 21
     now.records_misframed = 25
+    now.records_withdrawn, now.bytes_withdrawn = 26, 2600
     now.connections_ended["eof"] = 22
     now.accept_pauses["files"] = 23
     now.batch_failures["NotLeaderForPartitionError"] = 24
@@ -93,6 +94,8 @@ async def test_every_counter_is_exported_under_its_name() -> None:
         "syslogger_bytes_delivered_total": 700,
         "syslogger_bytes_in_flight": 500,
         "syslogger_records_misframed_total": 25,
+        "syslogger_records_withdrawn_total": 26,
+        "syslogger_bytes_withdrawn_total": 2600,
         "syslogger_connections_open": 3,
         "syslogger_connections_accepted_total": 4,
         "syslogger_batches_delivered_total": 8,
@@ -126,6 +129,11 @@ async def test_known_causes_are_0_from_the_start() -> None:
         'syslogger_connections_ended_total{cause="deadline"}': 0,
         'syslogger_connections_ended_total{cause="error"}': 0,
         'syslogger_connections_ended_total{cause="handover"}': 0,
+        'syslogger_connections_ended_total{cause="close"}': 0,
+        'syslogger_connections_ended_total{cause="serverclose"}': 0,
+        'syslogger_connections_ended_total{cause="malformed"}': 0,
+        'syslogger_connections_ended_total{cause="too_long"}': 0,
+        'syslogger_connections_ended_total{cause="unread"}': 0,
         'syslogger_accept_pauses_total{cause="max_connections"}': 0,
         'syslogger_accept_pauses_total{cause="files"}': 0,
     }

@@ -346,3 +346,62 @@ async def test_many_streams_one_poller(poller: Poller) -> None:
         for number, pair in enumerate(pairs):
             pair.peer.sendall(b"%d" % number)
         assert await asyncio.gather(*readers) == [b"%d" % number for number in range(300)]
+
+
+async def test_what_is_written_arrives_whole_though_the_peer_reads_late(pair: Pair) -> None:
+    sent = os.urandom(8_000_000)
+    writing = asyncio.ensure_future(pair.stream.write(sent))
+    await until(lambda: pair.stream._writer)
+    got = bytearray()
+    while len(got) < len(sent):
+        got += await asyncio.to_thread(pair.peer.recv, 1_000_000)
+    assert got == sent
+    assert await writing
+    pair.peer.sendall(b"abc")
+    assert await pair.peek() == b"abc", "it reads as before"
+
+
+async def test_a_peer_that_takes_nothing_ends_the_stream(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_UNREAD_SECONDS", 0.02)
+    assert not await pair.stream.write(bytes(8_000_000))
+    assert pair.stream.ended == "unread"
+    assert not await pair.stream.readable()
+
+
+async def test_who_has_reset_the_connection_cannot_be_told(pair: Pair) -> None:
+    pair.reset()
+    await until(lambda: pair.stream._last)
+    assert not await pair.stream.write(b"abc")
+    assert pair.stream.ended == "reset"
+
+
+async def test_a_reset_ends_a_write_that_waits(pair: Pair) -> None:
+    writing = asyncio.ensure_future(pair.stream.write(bytes(8_000_000)))
+    await until(lambda: pair.stream._writer)
+    pair.reset()
+    assert not await asyncio.wait_for(writing, 5)
+    assert pair.stream.ended == "reset"
+
+
+async def test_half_a_write_is_the_end(pair: Pair) -> None:
+    writing = asyncio.ensure_future(pair.stream.write(bytes(8_000_000)))
+    await until(lambda: pair.stream._writer)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert pair.stream.ended == "unread"
+
+
+@pytest.mark.parametrize("how", ["eof", "reset"])
+async def test_the_peers_end_is_told_before_all_is_read(pair: Pair, how: str) -> None:
+    told: list[str] = []
+    pair.stream.when_gone = told.append
+    pair.peer.sendall(b"abc")
+    assert await pair.peek() == b"abc"
+    assert told == []
+    if how == "reset":
+        pair.reset()
+    else:
+        pair.peer.shutdown(socket.SHUT_WR)
+    await until(lambda: told)
+    assert told[0] == how

@@ -50,6 +50,8 @@ def missing() -> list[str]:
         for program, package in (("rsyslogd", "rsyslog"), ("java", "default-jre-headless"))
         if _program(program) is None
     ]
+    if not list(Path("/usr/lib").glob("*/rsyslog/omrelp.so")):
+        found.append("omrelp (Debian package rsyslog-relp)")
     return found + [f"Kafka {version}'s jars in {path}" for version, path in JARS.items() if not path.is_dir()]
 
 
@@ -673,12 +675,13 @@ class Syslogger(Part):
         )
 
     def check_sums(self) -> None:
-        """Assert of one scrape: received = delivered + in flight."""
+        """Assert of one scrape: received = delivered + in flight + withdrawn."""
         now = self.metrics()
-        received, delivered, in_flight = (
-            now[f"syslogger_records_{name}"] for name in ("received_total", "delivered_total", "in_flight")
+        received, *become = (
+            now[f"syslogger_records_{name}"]
+            for name in ("received_total", "delivered_total", "in_flight", "withdrawn_total")
         )
-        assert received == delivered + in_flight, (received, delivered, in_flight)
+        assert received == sum(become), (received, become)
 
     def connect(self) -> socket.socket:
         """Open a TCP connection to the first listener, on which no call takes longer than 20 s."""

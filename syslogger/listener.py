@@ -203,7 +203,11 @@ class Connections:
         What a proxy says first was consumed before the manager was given the socket to keep.
         """
         self._counters.connections_adopted += 1
-        guest = _Guest(self._stream(sock), name_of(sock), _host_behind(sock), framing, admission)
+        if told := self._manager.peer_of(sock):
+            peer, host = told, told.rpartition(":")[0].strip("[]")
+        else:
+            peer, host = name_of(sock), _host_behind(sock)
+        guest = _Guest(self._stream(sock), peer, host, framing, admission)
         self._admit(guest)
         self._start(guest)
 
@@ -277,7 +281,7 @@ class Connections:
         guest.refused = self._refuses(guest.peer, guest.host, guest.admission)
         if not guest.refused:
             # Only now: whoever adopts it does not ask for a header.
-            self._manager.keep(guest.stream.sock)
+            self._manager.keep(guest.stream.sock, guest.peer)
             self._admit(guest)
 
     def _end(self, task: asyncio.Task[None]) -> None:

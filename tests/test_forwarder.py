@@ -273,7 +273,10 @@ async def test_a_unix_listener_over_a_reload_and_a_stop(
     assert sorted(cluster.records("syslog", expected=3)) == [b"before", b"late", b"unfin"]
 
 
-async def test_who_may_send_is_each_listeners_own(cluster: MockKafka, caplog: pytest.LogCaptureFixture) -> None:
+async def test_who_may_send_is_each_listeners_own(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("_SYSLOGGER_PEERS", "")
     listeners = [
         {"address": "127.0.0.1:0", "allow": ["192.0.2.0/24"]},
         {"address": "127.0.0.1:0", "proxy_protocol_from": ["127.0.0.0/8"], "max_connection_age_seconds": 0.2},

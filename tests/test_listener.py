@@ -487,8 +487,11 @@ async def test_who_is_adopted_is_asked_for_no_header_again(open_house: Callable[
     late.sendall(V2)
     await announced
     assert len(house.manager.kept) == 3
+    next_house.manager.peers = house.manager.peers
     for sock in await house.connections.release():
         next_house.connections.adopt(sock, Newline(1000), proxied())
+    assert next_house.peers == ["192.0.2.1:4711"] * 2
+    assert next_house.connections._of_address == {"192.0.2.1": 2}
     peer.sendall(b"nished\n")
     late.sendall(b"late\n")
     assert sorted(await next_house.sink.has(2)) == [b"late", b"unfinished"]

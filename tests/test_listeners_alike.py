@@ -226,6 +226,7 @@ async def house(
     request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[House]:
     monkeypatch.setattr(streams, "_QUIET_SECONDS", 0.1)
+    monkeypatch.setenv("_SYSLOGGER_PEERS", "")
     house = House(request.param, tmp_path, monkeypatch)
     yield house
     await house.close()

@@ -30,6 +30,8 @@ _STALLED_SECONDS = 10.0
 
 Nothing at this end tells a peer that has no room left from one that has nothing more to say yet."""
 
+_SOCKETS = Path("/proc/net/unix")
+
 _CREDENTIALS = struct.Struct("3i")
 """struct ucred of unix(7): process, user, group."""
 
@@ -66,7 +68,7 @@ class UnixStream(PlainStream):
 
 
 def bind_unix(path: str, mode: int, setting: str, inherited: list[socket.socket] | None = None) -> socket.socket:
-    """Return a socket bound to `path`, with these permissions; a file there that nobody listens on is removed.
+    """Return a socket bound to `path`, with these permissions; a file there that is no socket's any more is removed.
 
     A socket of `inherited` that has the path already is taken from that list instead of a new one. Raises
     `ConfigError`, naming `setting`, if somebody listens there or it cannot be bound.
@@ -92,7 +94,7 @@ def bind_unix(path: str, mode: int, setting: str, inherited: list[socket.socket]
 
 
 def _remove_stale(path: str) -> None:
-    """Remove a socket file that nobody listens on; raise OSError (EADDRINUSE) if it is anything else."""
+    """Remove a socket file that no socket has any more; raise OSError (EADDRINUSE) if it is anything else."""
     with suppress(FileNotFoundError):
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             raise OSError(errno.EADDRINUSE, "a file that is no socket has this name; remove it or choose another path")
@@ -100,11 +102,19 @@ def _remove_stale(path: str) -> None:
             try:
                 probe.connect(path)
             except ConnectionRefusedError:
-                Path(path).unlink()
-                return
+                if not _is_bound(path):
+                    Path(path).unlink()
+                    return
             except BlockingIOError:
                 pass  # its backlog is full
         raise OSError(errno.EADDRINUSE, "another program already listens there; stop it or choose another path")
+
+
+def _is_bound(path: str) -> bool:
+    """Whether a socket has this path that nobody listens on yet: a syslogger that waits for Kafka, say."""
+    # Number, references, protocol, flags, type, state (1: not connected), inode, path.
+    sockets = (line.split(maxsplit=7) for line in _SOCKETS.read_text(errors="surrogateescape").splitlines())
+    return any(fields[5] == "01" and fields[7:] == [path] for fields in sockets)
 
 
 def close_bound(sock: socket.socket) -> None:

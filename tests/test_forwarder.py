@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -319,6 +320,28 @@ async def test_a_socket_unit_says_where_to_listen_if_nothing_else_does(
             assert one.forwarder.addresses == ["{}:{}".format(*unit.getsockname())]
             peer.sendall(b"hello\n")
             await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+
+
+async def test_the_file_of_a_unix_socket_unit_stays(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as unit, socket.socket(socket.AF_UNIX) as peer:
+        unit.bind(str(path))
+        unit.listen()
+        unit.setblocking(False)
+        ours = unit.dup()
+        monkeypatch.setattr(service, "inherited", lambda: ([ours], [unit]))
+        # Who began to listen is taken for the service manager, whose child this process would be.
+        monkeypatch.setattr(os, "getppid", os.getpid)
+        async with running(configured(*cluster.addresses, listeners=[{"address": f"unix:{path}"}])) as one:
+            await one.until(lambda: one.forwarder.addresses)
+            assert one.forwarder.addresses == [f"unix:{path}"]
+            assert ours.fileno() == -1, "what the store has of it too is let go"
+            peer.connect(str(path))
+            peer.sendall(b"hello\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+        assert path.exists()
 
 
 async def test_what_a_process_that_never_served_still_held_is_named(

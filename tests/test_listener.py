@@ -484,6 +484,8 @@ async def test_who_is_adopted_is_asked_for_no_header_again(open_house: Callable[
     # Whose proxy has not spoken yet is waited for, and kept by nobody until then.
     assert len(house.manager.kept) == 2
     announced = asyncio.ensure_future(house.connections.announced())
+    done, _ = await asyncio.wait({announced}, timeout=0.05)
+    assert not done
     late.sendall(V2)
     await announced
     assert len(house.manager.kept) == 3

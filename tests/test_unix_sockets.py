@@ -132,6 +132,16 @@ async def test_a_record_that_has_no_room_is_not_waited_for(pair: Pair, monkeypat
     assert pair.stream.final == ""
 
 
+async def test_what_joins_in_the_last_moment_is_not_stalled(pair: Pair) -> None:
+    pair.peer.send(b"x")
+    assert await pair.peek() == b"x"
+    pair.stream.consume(0)
+    pair.peer.send(b"y")
+    pair.stream._stall()
+    assert pair.stream.peek() == b"xy"
+    assert pair.stream.final == ""
+
+
 async def test_what_goes_on_in_time_is_not_stalled(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(unix_sockets, "_STALLED_SECONDS", 0.5)
     for sent in range(1, 8):
@@ -186,6 +196,21 @@ def test_a_stale_file_is_replaced(tmp_path: Path) -> None:
     sock = bind_unix(path, 0o600, "x")
     close_bound(sock)
     assert not Path(path).exists(), "of one that never listened too"
+
+
+def test_who_is_bound_but_does_not_listen_yet_keeps_its_file(tmp_path: Path) -> None:
+    path = str(tmp_path / "s")
+    with bind_unix(path, 0o600, "x") as waiting:
+        with pytest.raises(ConfigError, match="another program already listens there"):
+            bind_unix(path, 0o600, "x")
+        waiting.listen()
+        with connect(path) as peer:
+            accepted, _ = waiting.accept()
+            waiting.close()
+            # The path of a connection that has outlived its listener is nobody's to listen on.
+            close_bound(bind_unix(path, 0o600, "x"))
+            accepted.close()
+            assert peer.recv(1) == b""
 
 
 def test_a_listener_whose_backlog_is_full_is_not_stale(tmp_path: Path) -> None:

@@ -8,7 +8,6 @@ import errno
 import logging
 import random
 import socket
-from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -164,7 +163,7 @@ class Connections:
         self._poller = poller
         self._counters = counters
         self._open: dict[asyncio.Task[None], _Guest] = {}
-        self._of_address: Counter[str] = Counter()
+        self._of_address: dict[str, int] = {}
         self._none_open = asyncio.Event()
         self._none_open.set()
         self._freed: list[Callable[[], None]] = []
@@ -221,7 +220,7 @@ class Connections:
         if host and not admission.allows(host):
             cause = "allow"
             _log.warning("%s was refused, and nothing of it read: it is not in %s.allow.", peer, admission.setting)
-        elif host and 0 < self._most_per_address <= self._of_address[host]:
+        elif host and 0 < self._most_per_address <= self._of_address.get(host, 0):
             cause = "per_address"
             text = "%s was refused, and nothing of it read: %s has as many open as max_connections_per_address allows."
             _log.warning(text, peer, host)
@@ -234,7 +233,7 @@ class Connections:
         sink = self._open_sink(guest.peer)
         guest.connection = Connection(guest.peer, guest.stream, guest.framing, sink, self._counters)
         if guest.host:
-            self._of_address[guest.host] += 1
+            self._of_address[guest.host] = self._of_address.get(guest.host, 0) + 1
         if age := guest.admission.max_age_seconds:
             age *= random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - no secret
             guest.expiry = asyncio.get_running_loop().call_later(age, self._expire, guest)

@@ -48,6 +48,10 @@ _AGE_JITTER = 0.1
 """Which part of its age a connection may end sooner or later: who came together does not come again together."""
 
 
+_OUTAGE_SECONDS = 1.0
+"""While so long nothing is delivered, though something waits, nobody is told to end for its age."""
+
+
 def bind(
     host: str, port: int, receive_buffer_bytes: int, setting: str, inherited: list[socket.socket] | None = None
 ) -> list[socket.socket]:
@@ -238,7 +242,13 @@ class Connections:
             age *= random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - no secret
             guest.expiry = asyncio.get_running_loop().call_later(age, self._expire, guest)
 
-    def _expire(self, guest: _Guest) -> None:
+    def _expire(self, guest: _Guest, delivered_before: int = -1) -> None:
+        counters = self._counters
+        if counters.records_in_flight and delivered_before in {-1, counters.records_delivered}:
+            # In an outage each peer would come again and again, and leave a connection that waits behind each time.
+            loop, delivered = asyncio.get_running_loop(), counters.records_delivered
+            guest.expiry = loop.call_later(_OUTAGE_SECONDS, self._expire, guest, delivered)
+            return
         guest.expired = True
         guest.stream.half_close()
 

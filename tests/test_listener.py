@@ -526,6 +526,25 @@ async def test_a_connection_of_age_is_told_to_end_and_loses_nothing(open_house: 
     assert house.counters.connections_ended == {"age": 1}
 
 
+async def test_nobody_is_of_age_in_an_outage(open_house: Callable[..., House], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "_OUTAGE_SECONDS", 0.05)
+    house = open_house()
+    address = house.listen(admission=Admission(max_age_seconds=0.1))
+    peer, idle = socket.create_connection(address), socket.create_connection(address)
+    house.sink.hold()
+    peer.sendall(b"waits\n")
+    await house.sink.was_given(1)
+    told = [asyncio.ensure_future(ended(each)) for each in (peer, idle)]
+    done, _ = await asyncio.wait(told, timeout=0.5)
+    assert not done
+    house.sink.release()
+    assert all(await asyncio.gather(*told))
+    for each in (peer, idle):
+        each.close()
+    await until(lambda: house.counters.connections_ended == {"age": 2})
+    assert house.sink.records == [b"waits"]
+
+
 async def test_ages_differ(open_house: Callable[..., House]) -> None:
     house = open_house()
     address = house.listen(admission=Admission(max_age_seconds=1000.0))

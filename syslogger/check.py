@@ -25,6 +25,7 @@ from .errors import ConfigError
 from .forwarder import bind_listener
 from .kafka import Findings, inspect
 from .listener import bind
+from .unix_sockets import close_bound
 
 _SECONDS = 15.0
 """How long the whole may take."""
@@ -137,7 +138,7 @@ def _listener(config: Config, number: int, running: str) -> Line:
             return Line("note", f"{name} is taken, by a syslogger that runs already or by another program.")
         return Line("FAIL", str(error))
     for sock in sockets:
-        sock.close()
+        close_bound(sock)
     if problem:
         return Line("note", f"{name} is free, but {problem}")
     largest = framing.max_record_bytes

@@ -10,8 +10,9 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_interface
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -19,6 +20,7 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct, field, inspect, structs
 
+from syslogger.admission import network
 from syslogger.errors import ConfigError
 
 Protocol = Literal["syslog", "relp"]
@@ -33,7 +35,11 @@ class Listener(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """One `[[listeners]]` table."""
 
     address: Annotated[
-        str, Meta(description="Where to listen: `host:port`, `[v6]:port`, or `:port` for every address.")
+        str,
+        Meta(
+            description="Where to listen: `host:port`, `[v6]:port`, `:port` for every address, or `unix:/path` for a "
+            "stream socket of this host."
+        ),
     ] = "127.0.0.1:1514"
     protocol: Annotated[
         Protocol,
@@ -62,6 +68,32 @@ class Listener(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "0 chooses 262,144 or four times `max_record_bytes`, whichever is more.",
         ),
     ] = 0
+    allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Networks whose peers may send, as `10.0.0.0/8` or `2001:db8::/32`; others are closed before "
+            "anything is read. Empty lets everybody send."
+        ),
+    ] = ()
+    proxy_protocol_from: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Networks of proxies that say first, by the PROXY protocol (version 1 or 2), whose connection "
+            "they pass on, and must; nobody else is asked."
+        ),
+    ] = ()
+    max_connection_age_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description="A peer is told to end its connection, and may open another, after so long, give or take a "
+            "tenth; 0 sets no bound.",
+        ),
+    ] = 0.0
+    unix_mode: Annotated[
+        str, Meta(pattern=r"^0[0-7]{3}$", description="The permissions of a `unix:` socket; to connect takes writing.")
+    ] = "0660"
 
 
 class Kafka(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -163,6 +195,10 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         int,
         Meta(ge=1, description="At this many connections it stops accepting until one ends; nobody is turned away."),
     ] = 10_000
+    max_connections_per_address: Annotated[
+        int,
+        Meta(ge=0, description="Whoever has this many open has further ones closed, unread; 0 sets no bound."),
+    ] = 0
     drain_seconds: Annotated[
         float, Meta(ge=0, le=3600, description="How long a stop may take to deliver what connections still hold.")
     ] = 30.0
@@ -189,6 +225,7 @@ class Setting(NamedTuple):
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _MAX_FILE_BYTES = 1 << 20  # so that `--config /dev/zero` ends
+_MAX_UNIX_PATH_BYTES = 107  # unix(7): sun_path has 108, and a NUL ends it
 _LISTEN = "SYSLOGGER_LISTEN"
 _FILE = "SYSLOGGER_CONFIG"
 
@@ -297,6 +334,17 @@ def parse_address(text: str, setting: str, where: str = "") -> tuple[str, int]:
         may_be = "host:port, [v6]:port or :port, with a port from 0 to 65535"
         raise _wrong(setting, where, f"is {_shown(text)}: it may be {may_be}{hint}")
     return host[1:-1] if bracketed else host, int(port)
+
+
+def unix_path(address: str, setting: str, where: str = "") -> str:
+    """Return the path of `unix:/path`; ``""`` of any other address. Raises ConfigError, as `parse_address`."""
+    if not address.startswith("unix:"):
+        return ""
+    path = address.removeprefix("unix:")
+    if not path.startswith("/") or "," in path or "\0" in path or len(path.encode()) > _MAX_UNIX_PATH_BYTES:
+        may_be = f"unix: and an absolute path of at most {_MAX_UNIX_PATH_BYTES} bytes, without a comma"
+        raise _wrong(setting, where, f"is {_shown(address)}: it may be {may_be}.")
+    return path
 
 
 def _is_v6(host: str) -> bool:
@@ -454,9 +502,12 @@ def _check_listeners(config: Config, where: Mapping[str, str]) -> None:
     for index, listener in enumerate(config.listeners):
         setting = f"listeners[{index}].address"
         origin = where.get(setting, "")
-        host, port = parse_address(listener.address, setting, origin)
-        key = (str(IPv6Address(host)) if _is_v6(host) else host.lower(), port)
-        if port and key in seen:  # port 0 is another port each time
+        if path := unix_path(listener.address, setting, origin):
+            key = (path, -1)
+        else:
+            host, port = parse_address(listener.address, setting, origin)
+            key = (str(IPv6Address(host)) if _is_v6(host) else host.lower(), port)
+        if key[1] and key in seen:  # port 0 is another port each time
             raise _wrong(setting, origin, f"is {_shown(listener.address)}, which listeners[{seen[key]}] has too.")
         seen[key] = index
         if listener.protocol == "relp" and listener.framing != "auto":
@@ -468,6 +519,24 @@ def _check_listeners(config: Config, where: Mapping[str, str]) -> None:
             setting = f"listeners[{index}].receive_buffer_bytes"
             may_be = f"0 or at least {least:,}, twice max_record_bytes"
             raise _wrong(setting, where.get(setting, ""), f"is {size:,}: it may be {may_be}.")
+        _check_networks(listener, index, where)
+
+
+def _check_networks(listener: Listener, index: int, where: Mapping[str, str]) -> None:
+    for key in ("allow", "proxy_protocol_from"):
+        setting, networks = f"listeners[{index}].{key}", getattr(listener, key)
+        origin = where.get(setting, "")
+        if networks and listener.address.startswith("unix:"):
+            raise _wrong(setting, origin, "is for peers with an address; on a unix: socket, unix_mode says who may.")
+        for each in networks:
+            try:
+                network(each)
+            except ValueError:
+                hint = "."
+                with suppress(ValueError):
+                    hint = f"; did you mean {ip_interface(each).network}?"
+                may_be = "a network as 10.0.0.0/8 or 2001:db8::/32, or an address"
+                raise _wrong(setting, origin, f"has {_shown(each)}: it may be {may_be}{hint}") from None
 
 
 def _check_kafka(kafka: Kafka, where: Mapping[str, str]) -> None:

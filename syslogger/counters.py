@@ -66,7 +66,8 @@ class Counters:
     bytes_withdrawn: int = 0
     records_cut: Counter[str] = field(default_factory=Counter)
     """Records that are pieces, by cause: ``size`` (longer than `max_record_bytes`), or why nothing joined the
-    fragment: ``eof``, ``reset``, ``quiet`` (the drain), ``urgent`` (urgent data)."""
+    fragment: ``eof``, ``reset``, ``quiet`` (the drain), ``urgent`` (urgent data), ``stalled`` (a unix socket's peer
+    could not or would not go on)."""
 
     records_misframed: int = 0
     """Records with an octet count that is none, or with none where a listener insists on one."""
@@ -77,8 +78,11 @@ class Counters:
     """Connections that the process was started with: they came to the one before it."""
     connections_ended: Counter[str] = field(default_factory=Counter)
     """By cause: ``eof``, ``reset``, ``timeout``, ``quiet`` (the drain), ``deadline`` (the drain), ``error``,
-    ``handover`` (not ended, but given to the next process); and of RELP sessions: ``close`` (the peer asked for it),
-    ``serverclose`` (the drain), ``malformed``, ``too_long``, ``unread`` (the peer does not read its answers)."""
+    ``handover`` (not ended, but given to the next process), ``age`` (`max_connection_age_seconds`), ``refused``; and of
+    RELP sessions: ``close`` (the peer asked for it), ``serverclose`` (the drain), ``malformed``, ``too_long``,
+    ``unread`` (the peer does not read its answers)."""
+    connections_refused: Counter[str] = field(default_factory=Counter)
+    """By cause: ``allow``, ``per_address`` (`max_connections_per_address`), ``proxy_header`` (none, or a wrong one)."""
     accept_pauses: Counter[str] = field(default_factory=Counter)
     """How often accepting stopped, by cause: ``max_connections``, ``files``."""
 

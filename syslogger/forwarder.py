@@ -10,8 +10,9 @@ from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import NoReturn
 
 from . import logs, service
+from .admission import Admission, Networks
 from .brokers import BootstrapServers, Brokers
-from .config import Config, parse_address
+from .config import Config, parse_address, unix_path
 from .counters import Counters
 from .errors import ConfigError
 from .framing import Framing
@@ -22,6 +23,7 @@ from .framing.relp import Relp
 from .kafka import Topic
 from .listener import Connections, Listener, bind, is_listening, name_of
 from .streams import Poller, unread
+from .unix_sockets import bind_unix, close_bound
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +39,9 @@ _FRAMINGS: dict[str, Callable[[int, int], Framing]] = {
     "newline": Newline,
     "octet_counted": OctetCounted,
 }
+
+_Terms = tuple[Framing, Admission]
+"""Of a listener: how records are told apart, and what it asks of who comes."""
 
 _TICK_SECONDS = 1.0
 
@@ -64,7 +69,7 @@ class Forwarder:
         """What it waits for before it is ready, in words; empty once it serves."""
         self._topic: Topic | None = None
         self._held: list[str] = []
-        """The ports that are its own: whoever takes its place finds them taken, and is given them."""
+        """The ports and paths that are its own: whoever takes its place finds them taken, and is given them."""
 
     def state(self) -> tuple[bool, str]:
         """Whether it is ready (it listens, and Kafka acknowledges), and if not, why."""
@@ -80,8 +85,8 @@ class Forwarder:
             # 1. Addresses, so that one that is taken is found before anything starts.
             manager = started.enter_context(service.Manager())
             bound, peers = self._sockets(manager)
-            started.callback(self._close, [*bound, *peers])
-            self._held += [str(sock.getsockname()[1]) for sock in bound]
+            started.callback(self._close, list(bound), peers)
+            self._held += [_place(sock) for sock in bound]
             # 2. What is seen of it.
             self._watch(started)
             # 3. Kafka.
@@ -92,52 +97,66 @@ class Forwarder:
             started.callback(ticks.cancel)
             # 4. What is read, once Kafka has answered for the topic: who is here already, then who comes.
             # More than the largest record, or the rest of one would never come to be seen.
-            largest_record = max(framing.max_record_bytes for framing in bound.values())
+            largest_record = max(framing.max_record_bytes for framing, _ in bound.values())
             read_bytes = max(_READ_BYTES, 2 * largest_record)
             poller = started.enter_context(Poller(read_bytes, config.kafka.commit_interval_seconds))
-            connections = Connections(config.max_connections, topic.sink, poller, manager, counters)
-            listeners = [Listener(sock, framing, connections, manager, counters) for sock, framing in bound.items()]
+            connections = Connections(
+                config.max_connections,
+                topic.sink,
+                poller,
+                manager,
+                counters,
+                most_per_address=config.max_connections_per_address,
+            )
+            listeners = [
+                Listener(sock, framing, connections, manager, counters, admission=admission)
+                for sock, (framing, admission) in bound.items()
+            ]
             self._waiting = "waiting for Kafka"
             await _first(topic.answered(), stop.asked.wait(), self._reloaded(stop))
             if not topic.has_answered:
                 return self._stopped_waiting(list(bound), peers, stop)
             for peer in peers:
-                connections.adopt(peer, _framing_of(peer, bound))
+                connections.adopt(peer, *_terms_of(peer, bound))
             self._listen(listeners)
             await _first(stop.asked.wait(), self._reloaded(stop))
             if not stop.asked.is_set():
                 return await self._hand_over(listeners, connections, topic)
             return await self._drain(listeners, connections, stop)
 
-    def _close(self, sockets: list[socket.socket]) -> None:
+    def _close(self, bound: list[socket.socket], peers: list[socket.socket]) -> None:
         """Close what nothing else has closed, unless the next process has use for it."""
         if self._waiting != "reloading":
-            for sock in sockets:
+            for sock in bound:
+                close_bound(sock)
+            for sock in peers:
                 sock.close()
 
-    def _sockets(self, manager: service.Manager) -> tuple[dict[socket.socket, Framing], list[socket.socket]]:
-        """Return the sockets to listen on, bound, each with its framing; and the connections of the process before.
+    def _sockets(self, manager: service.Manager) -> tuple[dict[socket.socket, _Terms], list[socket.socket]]:
+        """Return the sockets to listen on, bound, each with its terms; and the connections of the process before.
 
         What a process of ours listened on and what a socket unit opened is used where a listener has that address.
         """
         config = self._config
         ours, units = service.inherited()
         peers = [sock for sock in ours if not is_listening(sock)]
-        listening = [sock for sock in ours if is_listening(sock)] + units
-        bound: dict[socket.socket, Framing] = {}
+        # The units' first: what the store has of them too is not needed.
+        listening = units + [sock for sock in ours if is_listening(sock)]
+        bound: dict[socket.socket, _Terms] = {}
         # A socket unit alone says where to listen, if nothing else does.
         only_units = units and config.listeners == Config().listeners
         for number in range(0 if only_units else len(config.listeners)):
             sockets, framing, problem = bind_listener(config, number, listening)
-            bound |= dict.fromkeys(sockets, framing)
+            bound |= dict.fromkeys(sockets, (framing, _admission(config, number)))
             if problem:
                 _log.warning("%s", problem)
         for sock in listening:
             if sock in units:
-                bound[sock] = _framing(config, 0, config.listeners[0].max_record_bytes)
+                framing = _framing(config, 0, config.listeners[0].max_record_bytes)
+                bound[sock] = framing, _admission(config, 0)
             else:
                 manager.forget(sock)
-                sock.close()
+                close_bound(sock)
         return bound, peers
 
     async def _reloaded(self, stop: service.Stop) -> None:
@@ -168,6 +187,7 @@ class Forwarder:
         # 1. Nobody new; who connects waits in the backlog.
         for listener in listeners:
             listener.pause()
+        await connections.announced()
         # 2. What was read is delivered and consumed.
         if not await topic.finish(_HAND_OVER_SECONDS):
             _log.warning("Reloading while Kafka acknowledges nothing: what is in flight may come twice.")
@@ -254,14 +274,18 @@ class Forwarder:
 def rehearse(config: Config, held: str) -> None:
     """Do of a start what needs no Kafka: import what `config` asks for, read the files it names, bind its addresses.
 
-    `held` are the ports, comma separated, of the process whose place is to be taken. Raises `ConfigError`.
+    `held` are the ports and paths, comma separated, of the process whose place is to be taken. Raises `ConfigError`.
     """
-    ports = held.split(",")
+    taken = held.split(",")
     addresses = [(f"listeners[{number}].address", each.address) for number, each in enumerate(config.listeners)]
     addresses += [("prometheus.address", config.prometheus.address)] if config.prometheus.address else []
     for name, address in addresses:
+        if path := unix_path(address, name):
+            if path not in taken:
+                close_bound(bind_unix(path, 0o600, name))
+            continue
         host, port = parse_address(address, name)
-        if str(port) not in ports:
+        if str(port) not in taken:
             for sock in bind(host, port, _RECEIVE_BUFFER_BYTES, name):
                 sock.close()
     Topic(config.kafka, BootstrapServers(()), Counters())
@@ -298,14 +322,19 @@ async def _first(*waits: Coroutine[None, None, object], seconds: float | None = 
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _framing_of(peer: socket.socket, bound: dict[socket.socket, Framing]) -> Framing:
-    """Return the framing of the listener that a connection came through, or of another if it is no more.
+def _terms_of(peer: socket.socket, bound: dict[socket.socket, _Terms]) -> _Terms:
+    """Return the terms of the listener that a connection came through, or of another if it is no more.
 
-    Not RELP's then, if there is another: what is no RELP would be lost.
+    Not of a RELP one then, if there is another: what is no RELP would be lost.
     """
-    port = peer.getsockname()[1]
-    by_port = {sock.getsockname()[1]: framing for sock, framing in bound.items()}
-    return by_port.get(port) or min(bound.values(), key=lambda framing: isinstance(framing, Relp))
+    by_place = {_place(sock): terms for sock, terms in bound.items()}
+    return by_place.get(_place(peer)) or min(bound.values(), key=lambda terms: isinstance(terms[0], Relp))
+
+
+def _place(sock: socket.socket) -> str:
+    """Return the port or the path of a socket's own address."""
+    address = sock.getsockname()
+    return str(address if sock.family == socket.AF_UNIX else address[1])
 
 
 def bind_listener(
@@ -319,6 +348,9 @@ def bind_listener(
     `max_record_bytes` the text says so, else it is empty. Raises `ConfigError`.
     """
     settings, name = config.listeners[number], f"listeners[{number}]"
+    if path := unix_path(settings.address, f"{name}.address"):
+        sock = bind_unix(path, int(settings.unix_mode, 8), f"{name}.address", inherited)
+        return [sock], _framing(config, number, settings.max_record_bytes), ""
     host, port = parse_address(settings.address, f"{name}.address")
     asked = settings.receive_buffer_bytes or max(_RECEIVE_BUFFER_BYTES, 4 * settings.max_record_bytes)
     sockets = bind(host, port, asked, f"{name}.address", inherited)
@@ -340,6 +372,17 @@ def _framing(config: Config, number: int, max_record_bytes: int) -> Framing:
     listener = config.listeners[number]
     kind = Relp if listener.protocol == "relp" else _FRAMINGS[listener.framing]
     return kind(max_record_bytes, config.kafka.max_batch_records)
+
+
+def _admission(config: Config, number: int) -> Admission:
+    """Return what a listener asks of who comes."""
+    settings = config.listeners[number]
+    return Admission(
+        f"listeners[{number}]",
+        Networks(settings.allow),
+        Networks(settings.proxy_protocol_from),
+        settings.max_connection_age_seconds,
+    )
 
 
 def _brokers(config: Config) -> AbstractAsyncContextManager[Brokers]:

@@ -51,11 +51,12 @@ _REQUEST_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
 
 _CAUSES = {
-    "records_cut": ("size", "eof", "reset", "quiet", "urgent"),
+    "records_cut": ("size", "eof", "reset", "quiet", "urgent", "stalled"),
     "connections_ended": (
-        *("eof", "reset", "timeout", "quiet", "deadline", "error", "handover"),
+        *("eof", "reset", "timeout", "quiet", "deadline", "error", "handover", "age", "refused"),
         *("close", "serverclose", "malformed", "too_long", "unread"),
     ),
+    "connections_refused": ("allow", "per_address", "proxy_header"),
     "accept_pauses": ("max_connections", "files"),
 }
 """The causes that `Counters` names: each is exported as 0 from the start, so that `rate()` sees the first."""
@@ -225,6 +226,7 @@ class _Counters(Collector):
             _counter("connections_accepted", "Connections accepted.", now.connections_accepted),
             _counter("connections_adopted", "Connections taken over from the process before.", now.connections_adopted),
             _counters("connections_ended", "Connections ended, by cause.", "cause", now.connections_ended),
+            _counters("connections_refused", "Connections refused, by cause.", "cause", now.connections_refused),
             _counters("accept_pauses", "How often accepting stopped, by cause.", "cause", now.accept_pauses),
             _counter("batches_delivered", "Batches that Kafka acknowledged.", now.batches),
             _counters(

@@ -82,8 +82,9 @@ class Session(Connection):
             return
         stream.consume(split.used, more=split.more)
         ends = split.ends
-        # Nothing joins what stands before an urgent mark, and RELP has no use for one.
-        if stream.final == "urgent" and split.used < len(data) and not split.more:
+        # Nothing joins what stands before an urgent mark, and RELP has no use for one; nor, maybe, what a unix socket's
+        # peer has no room to go on with.
+        if stream.final in {"urgent", "stalled"} and split.used < len(data) and not split.more:
             ends = "malformed"
         if ends:
             stream.ended = ends

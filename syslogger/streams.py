@@ -62,7 +62,9 @@ class Stream(Protocol):
 
     A connection may say why it ended the stream."""
     when_gone: Callable[[str], None]
-    """Called with ``eof`` or ``reset`` as soon as the peer has ended, though bytes of it may be left; maybe again."""
+    """Called with ``eof`` or ``reset`` as soon as the peer has ended, though bytes of it may be left; maybe again.
+
+    Set when that has been, it is called at once."""
 
     async def readable(self) -> bool:
         """Wait until a peek may show more than the last one did; False once all is consumed and the peer has ended."""
@@ -182,7 +184,7 @@ class PlainStream:
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
         self.final = ""
         self.ended = ""
-        self.when_gone: Callable[[str], None] = _nobody_asked
+        self._when_gone: Callable[[str], None] = _nobody_asked
         self.sock = sock
         self._poller = poller
         self._scratch = poller.scratch
@@ -208,12 +210,23 @@ class PlainStream:
         self._low_water = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
         poller.watch(sock.fileno(), self)
 
+    @property
+    def when_gone(self) -> Callable[[str], None]:
+        """See `Stream`."""
+        return self._when_gone
+
+    @when_gone.setter
+    def when_gone(self, call: Callable[[str], None]) -> None:
+        self._when_gone = call
+        if self._last in {"eof", "reset"}:
+            call(self._last)
+
     def notice(self, events: int) -> None:
         """Take note of what epoll saw."""
         self._more = True
         if events & _HANGUP:
             self._last = "reset" if events & select.EPOLLERR else "eof"
-            self.when_gone(self._last)
+            self._when_gone(self._last)
         if events & select.EPOLLPRI:
             self._urgent = True
         # Not for EPOLLRDHUP: such a peer may still read.

@@ -416,6 +416,22 @@ def test_a_port_that_somebody_has(cluster: MockKafka, report: Run) -> None:
     found.has("note", f"listeners[0].address {taken} is taken, by a syslogger that runs already or by another program.")
 
 
+def test_a_unix_socket(cluster: MockKafka, report: Run, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/s"
+    report(configured(*cluster.addresses, listen=address)).has(
+        "ok", f"listeners[0].address {address} is free", "65,536"
+    )
+    assert not list(tmp_path.iterdir())
+    # A syslogger that waits for Kafka has it, and does not listen yet.
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.bind(address.removeprefix("unix:"))
+        report(configured(*cluster.addresses, listen=address)).has("note", f"{address} is taken, by a syslogger")
+        assert list(tmp_path.iterdir())
+    report(configured(*cluster.addresses, listen="unix:/no/s")).has(
+        "FAIL", "listeners[0].address", "directory must exist"
+    )
+
+
 @pytest.mark.usefixtures("_no_such_name")
 def test_addresses_that_are_not_of_this_machine(cluster: MockKafka, report: Run) -> None:
     found = report(configured(*cluster.addresses, listen="192.0.2.1:1514", prometheus="no.such.name:9514"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -263,6 +264,67 @@ async def test_a_reload_hands_its_sockets_over(cluster: MockKafka, monkeypatch: 
     assert sorted(cluster.records("syslog", expected=5)) == [b"after", b"before", b"last", b"late", b"unfinished"]
 
 
+async def test_a_unix_listener_over_a_reload_and_a_stop(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def rehearsed(held: str) -> str:
+        assert held == str(path)
+        rehearse(config, held)
+        return ""
+
+    def connect() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(path))
+        return sock
+
+    monkeypatch.setattr(service, "rehearse", rehearsed)
+    path = tmp_path / "syslogger.sock"
+    listeners = [{"address": f"unix:{path}", "unix_mode": "0600", "framing": "octet_counted"}]
+    config = configured(*cluster.addresses, listeners=listeners)
+    one = Running(config)
+    await one.until(lambda: one.forwarder.addresses)
+    assert one.forwarder.addresses == [f"unix:{path}"]
+    with connect() as peer:
+        peer.sendall(b"6 before5 unf")
+        await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+        one.stop.reload.set()
+        handover = await one.task
+        assert isinstance(handover, service.Handover)
+        with connect() as late:
+            late.sendall(b"4 late")
+            monkeypatch.setattr(service, "inherited", lambda: (list(handover.sockets), []))
+            async with running(config) as other:
+                peer.sendall(b"in")
+                await other.until(lambda: other.forwarder.counters.records_delivered == 2)
+                assert other.forwarder.counters.connections_adopted == 1
+                assert other.forwarder.counters.records_misframed == 0
+                assert other.forwarder.addresses == [f"unix:{path}"]
+    assert not path.exists()
+    assert sorted(cluster.records("syslog", expected=3)) == [b"before", b"late", b"unfin"]
+
+
+async def test_who_may_send_is_each_listeners_own(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("_SYSLOGGER_PEERS", "")
+    listeners = [
+        {"address": "127.0.0.1:0", "allow": ["192.0.2.0/24"]},
+        {"address": "127.0.0.1:0", "proxy_protocol_from": ["127.0.0.0/8"], "max_connection_age_seconds": 0.2},
+    ]
+    config = configured(*cluster.addresses, listeners=listeners, max_connections_per_address=1)
+    async with running(config) as one:
+        with await one.connect(0) as refused, await one.connect(1) as first, await one.connect(1) as second:
+            await one.until(lambda: one.forwarder.counters.connections_refused["allow"] == 1)
+            assert "listeners[0].allow" in caplog.text
+            first.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 1\r\n<13>through a proxy\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+            second.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 2 1\r\n<13>too many\n")
+            await one.until(lambda: one.forwarder.counters.connections_refused["per_address"] == 1)
+            await one.until(lambda: one.forwarder.counters.connections_ended["age"] == 1)
+            refused.close()
+    assert cluster.records("syslog", expected=1) == [b"<13>through a proxy"]
+
+
 @pytest.mark.parametrize("listeners", [[{"address": "127.0.0.1:0"}], RELP])
 async def test_connections_whose_listener_is_no_more_are_served_to_their_end(
     listeners: list[dict[str, str]], cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
@@ -290,6 +352,28 @@ async def test_a_socket_unit_says_where_to_listen_if_nothing_else_does(
             await one.until(lambda: one.forwarder.counters.records_delivered == 1)
 
 
+async def test_the_file_of_a_unix_socket_unit_stays(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as unit, socket.socket(socket.AF_UNIX) as peer:
+        unit.bind(str(path))
+        unit.listen()
+        unit.setblocking(False)
+        ours = unit.dup()
+        monkeypatch.setattr(service, "inherited", lambda: ([ours], [unit]))
+        # Who began to listen is taken for the service manager, whose child this process would be.
+        monkeypatch.setattr(os, "getppid", os.getpid)
+        async with running(configured(*cluster.addresses, listeners=[{"address": f"unix:{path}"}])) as one:
+            await one.until(lambda: one.forwarder.addresses)
+            assert one.forwarder.addresses == [f"unix:{path}"]
+            assert ours.fileno() == -1, "what the store has of it too is let go"
+            peer.connect(str(path))
+            peer.sendall(b"hello\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+        assert path.exists()
+
+
 async def test_what_a_process_that_never_served_still_held_is_named(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -312,6 +396,11 @@ def test_a_rehearsal_beside_the_process_that_runs(tmp_path: Path) -> None:
         for settings in ({"listeners": [{"address": taken}]}, {"prometheus": {"address": taken}}):
             with pytest.raises(ConfigError, match="another program already listens there"):
                 rehearse(configured("127.0.0.1:1", **settings), held)
+    path = tmp_path / "s"
+    rehearse(configured("127.0.0.1:1", listeners=[{"address": f"unix:{path}"}]), held)
+    assert not path.exists(), "it is gone when the rehearsal is over"
+    with pytest.raises(ConfigError, match=r"^listeners\[0\]\.address: cannot listen on unix:/no/s: "):
+        rehearse(configured("127.0.0.1:1", listeners=[{"address": "unix:/no/s"}]), held)
     wrong = tmp_path / "ca.pem"
     wrong.write_text("no certificate")
     with pytest.raises(ConfigError, match=r"kafka\.tls_ca_file"):

@@ -11,8 +11,11 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "syslogger"
 
 LAYERS = {
-    0: {"__init__", "errors", "sink", "brokers", "counters", "config", "logs", "service"},
-    1: {"framing.__init__", "framing.newline", "framing.octet_counted", "framing.detected", "framing.relp"},
+    0: {"__init__", "errors", "sink", "brokers", "counters", "config", "logs", "service", "admission"},
+    1: {
+        *("framing.__init__", "framing.newline", "framing.octet_counted", "framing.detected", "framing.relp"),
+        "proxy_protocol",
+    },
     2: {
         "kafka.__init__",
         "kafka.topic",
@@ -24,7 +27,7 @@ LAYERS = {
         "riemann",
         "prometheus",
     },
-    3: {"streams", "connection", "session", "listener"},
+    3: {"streams", "connection", "session", "listener", "unix_sockets"},
     4: {"forwarder"},
     5: {"cli", "check", "demo", "__main__"},
 }

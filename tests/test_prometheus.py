@@ -83,6 +83,7 @@ async def test_every_counter_is_exported_under_its_name() -> None:
     now.records_withdrawn, now.bytes_withdrawn = 26, 2600
     now.connections_ended["eof"] = 22
     now.accept_pauses["files"] = 23
+    now.connections_refused["allow"] = 27
     now.batch_failures["NotLeaderForPartitionError"] = 24
     with program.served() as server:
         samples = (await get(server, "/metrics")).samples
@@ -105,6 +106,7 @@ async def test_every_counter_is_exported_under_its_name() -> None:
         'syslogger_records_cut_total{cause="size"}': 21,
         'syslogger_connections_ended_total{cause="eof"}': 22,
         'syslogger_accept_pauses_total{cause="files"}': 23,
+        'syslogger_connections_refused_total{cause="allow"}': 27,
         'syslogger_batch_failures_total{error="NotLeaderForPartitionError"}': 24,
         "syslogger_ready": 1,
     }
@@ -122,6 +124,7 @@ async def test_known_causes_are_0_from_the_start() -> None:
         'syslogger_records_cut_total{cause="reset"}': 0,
         'syslogger_records_cut_total{cause="quiet"}': 0,
         'syslogger_records_cut_total{cause="urgent"}': 0,
+        'syslogger_records_cut_total{cause="stalled"}': 0,
         'syslogger_connections_ended_total{cause="eof"}': 0,
         'syslogger_connections_ended_total{cause="reset"}': 0,
         'syslogger_connections_ended_total{cause="timeout"}': 0,
@@ -134,6 +137,11 @@ async def test_known_causes_are_0_from_the_start() -> None:
         'syslogger_connections_ended_total{cause="malformed"}': 0,
         'syslogger_connections_ended_total{cause="too_long"}': 0,
         'syslogger_connections_ended_total{cause="unread"}': 0,
+        'syslogger_connections_ended_total{cause="age"}': 0,
+        'syslogger_connections_ended_total{cause="refused"}': 0,
+        'syslogger_connections_refused_total{cause="allow"}': 0,
+        'syslogger_connections_refused_total{cause="per_address"}': 0,
+        'syslogger_connections_refused_total{cause="proxy_header"}': 0,
         'syslogger_accept_pauses_total{cause="max_connections"}': 0,
         'syslogger_accept_pauses_total{cause="files"}': 0,
     }

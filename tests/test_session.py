@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from syslogger import streams
+from syslogger.admission import Admission, Networks
 from syslogger.counters import Counters
 from syslogger.framing.relp import SERVERCLOSE, Relp
-from syslogger.listener import Connections
+from syslogger.listener import Connections, name
 from syslogger.session import Session
 from syslogger.streams import Poller
 from tests.fakes import FakeManager, FakeSink
@@ -29,6 +30,7 @@ class House:
     """The sessions of one process over one sink."""
 
     def __init__(self, poller: Poller) -> None:
+        self.admission = Admission()
         self.sink = FakeSink()
         self.counters = Counters()
         self.manager = FakeManager()
@@ -44,11 +46,11 @@ class House:
             if small:
                 peer.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 32_768)
             peer.connect(server.getsockname())
-            accepted, _ = server.accept()
+            accepted, address = server.accept()
         if small:
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         peer.settimeout(10)
-        self.connections.accept(accepted, "peer", self.framing)
+        self.connections.accept(accepted, address, self.framing, self.admission)
         return peer
 
     def check_sums(self) -> None:
@@ -234,7 +236,9 @@ async def test_at_the_deadline_of_a_stop_nothing_of_it_is_lost(house: House) -> 
         await house.sink.was_given(2)
         house.connections.half_close()
         lost = await house.connections.cut_off()
-        assert lost == [("peer", len(message(1, b"two") + b"2 close 0\n"))], "whoever took leave does not send again"
+        assert lost == [(name(leaving.getsockname()), len(message(1, b"two") + b"2 close 0\n"))], (
+            "whoever took leave does not send again"
+        )
         assert await end(peer) == b""
 
 
@@ -311,7 +315,7 @@ async def test_a_session_is_handed_over_and_answered_by_the_next(house: House, p
         await house.sink.was_given(1)
         (sock,) = await house.connections.release()
         assert house.counters.connections_ended == {"handover": 1}
-        following.connections.adopt(sock, following.framing)
+        following.connections.adopt(sock, following.framing, following.admission)
         peer.sendall(b"wo\n")
         assert await heard(peer, len(ok(1, 2))) == ok(1, 2)
     assert house.sink.records == []
@@ -319,12 +323,57 @@ async def test_a_session_is_handed_over_and_answered_by_the_next(house: House, p
     await following.ended(eof=1)
 
 
+async def test_a_session_of_age_is_told_so_and_answered_first(house: House) -> None:
+    house.admission = Admission(max_age_seconds=0.05)
+    with house.connect() as peer:
+        peer.sendall(message(1, b"one"))
+        assert await end(peer) == ok(1) + SERVERCLOSE
+    await house.ended(age=1)
+
+
+PROXY = b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 20514\r\n"
+
+
+async def test_a_session_behind_a_proxy_is_named_and_not_kept(house: House, poller: Poller) -> None:
+    house.admission = Admission(proxies=Networks(["127.0.0.0/8"]))
+    following = House(poller)
+    following.manager = following.connections._manager = house.manager
+    with house.connect() as peer:
+        peer.sendall(PROXY + message(1, b"one"))
+        assert await heard(peer, len(ok(1))) == ok(1)
+        assert not house.manager.kept
+        (sock,) = await house.connections.release()
+        following.connections.adopt(sock, following.framing, following.admission)
+        assert [guest.peer for guest in following.connections._open.values()] == ["192.0.2.1:4711"]
+    await following.ended(eof=1)
+
+
+async def test_a_peer_that_has_gone_before_its_proxy_header_was_read_is_let_go(house: House) -> None:
+    house.admission = Admission(proxies=Networks(["127.0.0.0/8"]))
+    with house.connect() as unfinished:
+        unfinished.sendall(PROXY + b"1 syslog 3 on")
+    with house.connect() as leaving:
+        leaving.sendall(PROXY + message(1, b"one") + b"2 close 0\n")
+    await house.ended(eof=2)
+    assert house.sink.records == [b"one"]
+
+
+async def test_a_stop_before_the_proxy_header_gives_a_session_no_life(house: House) -> None:
+    house.admission = Admission(proxies=Networks(["127.0.0.0/8"]))
+    with house.connect() as peer:
+        house.connections.half_close()
+        peer.sendall(PROXY + message(1, b"one"))
+        assert await end(peer) == b""
+    await house.ended(reset=1)
+    assert house.sink.records == [], "it is sent again"
+
+
 async def test_half_an_answer_is_not_handed_over(house: House) -> None:
     """The next process would begin it anew, and the peer read the number of another message."""
     with house.connect(small=True) as peer:
         sending = asyncio.ensure_future(asyncio.to_thread(say_much, peer))
-        (session,) = house.connections._open.values()
-        await until(lambda: session.stream._writer)
+        (guest,) = house.connections._open.values()
+        await until(lambda: guest.stream._writer)
         assert await house.connections.release() == []
         await sending
     assert house.counters.connections_ended == {"unread": 1}

@@ -65,7 +65,8 @@ class Listener(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             ge=0,
             le=64 * 1024 * 1024,
             description="The kernel's receive buffer of each connection, at least twice `max_record_bytes`; "
-            "0 chooses 262,144 or four times `max_record_bytes`, whichever is more.",
+            "0 chooses 262,144 or four times `max_record_bytes`, whichever is more. No more than 0.7 of "
+            "`net.core.rmem_max`: the rest is for when an unfinished record fills it.",
         ),
     ] = 0
     allow: Annotated[

@@ -31,7 +31,7 @@ _RETRANSMISSION_SECONDS = 0.2
 """The shortest time after which a sender's kernel sends again what was not acknowledged (Linux's TCP_RTO_MIN)."""
 
 _SO_MEMINFO, _MEMINFO = 55, struct.Struct("9I")
-"""Linux, asm-generic/socket.h: the ninth value is SK_MEMINFO_DROPS (linux/sock_diag.h)."""
+"""Linux, asm-generic/socket.h; the nine values are in linux/sock_diag.h."""
 
 _BUSY_BYTES = 65_536
 """A peer that sent so much since the last peek is looked at again at once: it has gone on meanwhile."""
@@ -102,13 +102,21 @@ def unread(sock: socket.socket) -> int:
     return int(struct.unpack("i", ioctl(sock.fileno(), FIONREAD, b"\0\0\0\0"))[0])
 
 
-def _dropped(sock: socket.socket) -> int:
-    """Return how many segments the kernel has dropped, most for want of room in the receive buffer.
+def _memory(sock: socket.socket) -> tuple[int, ...]:
+    """Return what the kernel accounts for a socket: what is received takes, its receive buffer, and seven more.
 
-    The window counts bytes, the buffer what each segment takes in memory: many small ones overfill it before the window
-    closes. The sender's kernel then backs off, and says nothing for up to twice as long when there is room again.
+    The last is how many segments were dropped, most for want of room in the receive buffer. The window counts bytes,
+    the buffer what each segment takes in memory: many small ones overfill it before the window closes. The sender's
+    kernel then backs off, and says nothing for up to twice as long when there is room again.
     """
-    return int(_MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))[8])
+    return _MEMINFO.unpack(sock.getsockopt(socket.SOL_SOCKET, _SO_MEMINFO, _MEMINFO.size))
+
+
+def largest_receive_buffer() -> int:
+    """Return the most that the kernel grants a socket, as it counts: twice `net.core.rmem_max`."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2**30)
+        return probe.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF)
 
 
 def _nobody_asked(_why: str) -> None:
@@ -130,6 +138,7 @@ class Poller:
         self._loop = asyncio.get_running_loop()
         self._pace_seconds = pace_seconds
         self._next: asyncio.TimerHandle | None = None
+        self.largest_buffer = largest_receive_buffer()
         # A new buffer for each read would be mapped and faulted in anew: 264 µs for 450 kB, against 29.
         self.scratch = memoryview(bytearray(largest_read_bytes))
 
@@ -207,6 +216,8 @@ class PlainStream:
         """Until then the peer's kernel may wait before it sends again what ours had no room for; 0 if ours had."""
         self._held = 0
         """How many bytes were there when that was set and are not consumed; what comes behind them was sent again."""
+        self._raised_from = 0
+        """The receive buffer as it was before it was raised, as the kernel counts it; 0 while it is not."""
         self._low_water = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
         poller.watch(sock.fileno(), self)
 
@@ -251,6 +262,8 @@ class PlainStream:
 
     async def _wait(self) -> None:
         """Wait for an edge with more bytes than are left; after a half-close, only so long."""
+        if self._left:
+            self._keep_open()
         if self._low_water != self._left + 1:
             # The kernel looks at once whether the new mark is reached, so no edge is missed (tcp_set_rcvlowat).
             self._low_water = self._left + 1
@@ -267,6 +280,19 @@ class PlainStream:
                     timer.cancel()
         # What comes is what was sent again first: bytes arrive in order.
         self._patient_until = 0.0
+
+    def _keep_open(self) -> None:
+        """Raise the receive buffer if an unfinished record fills it.
+
+        The few bytes of a record that are left can be the end of a piece of memory that is as large as the buffer: the
+        kernel frees it when all of it is consumed. The window would stay closed, and the record unfinished, for ever.
+        """
+        allocated, granted = _memory(self.sock)[:2]
+        if allocated > granted // 2 and not self._raised_from and granted < self._poller.largest_buffer:
+            self._raised_from = granted
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, min(granted, self._poller.largest_buffer // 2))
+            # The window is looked at, and told to the peer, when something is read.
+            self.sock.recv_into(self._scratch, 1, socket.MSG_PEEK)
 
     def _fall_quiet(self) -> None:
         self._last = self._last or "quiet"
@@ -324,13 +350,17 @@ class PlainStream:
                 self._patient_until = 0.0
         now = self._loop.time()
         stalled = now - self._looked_at
-        if stalled > _RETRANSMISSION_SECONDS and (dropped := _dropped(self.sock)) != self._dropped:
+        if stalled > _RETRANSMISSION_SECONDS and (dropped := _memory(self.sock)[8]) != self._dropped:
             self._dropped = dropped
             # Each wait before the next attempt is twice the last one: at most as long as all before (RFC 6298, 5.5).
             self._patient_until = now + stalled
             self._held = self.unconsumed() - size
         if size:
             self._not_before = 0.0
+            if self._raised_from:
+                # Before the window opens, or the peer would fill what was raised, with nothing left to raise.
+                self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._raised_from // 2)
+                self._raised_from = 0
             # MSG_TRUNC drops the bytes without copying them; recv_into still wants room for them.
             self.sock.recv_into(self._scratch, size, socket.MSG_TRUNC)
         elif self._left:

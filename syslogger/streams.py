@@ -7,7 +7,8 @@ A stream's life is a loop of four calls, made from one task::
         stream.consume(used)    # at most len(data)
     stream.close()
 
-Peeked bytes stay in the kernel until they are consumed: a process that dies in between has lost nothing.
+Peeked bytes stay in the kernel until they are consumed: a process that dies in between has lost nothing. TLS cannot do
+that, and keeps them itself (`tls.py`).
 """
 
 from __future__ import annotations
@@ -43,11 +44,14 @@ class Stream(Protocol):
     """A peer's bytes in order, each shown until it is consumed."""
 
     sock: socket.socket
+    transferable: bool
+    """Whether another process that is given the socket can go on where this one is."""
 
     final: str
     """Why nothing will join the bytes last peeked: ``eof``, ``reset``, ``quiet``, ``urgent``; empty while more may."""
     ended: str
-    """Why the stream ended: ``eof``, ``reset``, ``timeout``, ``quiet``, ``error``; empty while it has not."""
+    """Why the stream ended: ``eof``, ``reset``, ``timeout``, ``quiet``, ``error``, ``handshake``; empty while it
+    has not."""
 
     async def readable(self) -> bool:
         """Wait until a peek may show more than the last one did; False once all is consumed and the peer has ended."""
@@ -89,14 +93,14 @@ def _dropped(sock: socket.socket) -> int:
 
 
 class Poller:
-    """One edge-triggered epoll for all plain streams, itself watched by one `add_reader`.
+    """One edge-triggered epoll for all streams, itself watched by one `add_reader`.
 
     Adding and removing a reader for each message costs 34 µs a message at 1,000 connections; this 11.
     """
 
     def __init__(self, largest_read_bytes: int) -> None:
         self._epoll = select.epoll()
-        self._streams: dict[int, PlainStream] = {}
+        self._streams: dict[int, SocketStream] = {}
         # A new buffer for each read would be mapped and faulted in anew: 264 µs for 450 kB, against 29.
         self.scratch = memoryview(bytearray(largest_read_bytes))
 
@@ -108,7 +112,7 @@ class Poller:
         asyncio.get_running_loop().remove_reader(self._epoll.fileno())
         self._epoll.close()
 
-    def watch(self, fd: int, stream: PlainStream) -> None:
+    def watch(self, fd: int, stream: SocketStream) -> None:
         """Tell `stream` of every edge on `fd` from now on, beginning with how it stands."""
         self._streams[fd] = stream
         self._epoll.register(fd, _EVENTS)
@@ -125,8 +129,13 @@ class Poller:
             streams[fd].notice(events)
 
 
-class PlainStream:
-    """A `Stream` over a TCP socket, which it makes non-blocking and owns."""
+class SocketStream:
+    """What streams over a TCP socket have in common: the waiting, for bytes and for the end.
+
+    The socket becomes non-blocking, and the stream's own. What a stream peeks and takes, it says itself.
+    """
+
+    transferable: bool
 
     def __init__(self, sock: socket.socket, poller: Poller) -> None:
         sock.setblocking(False)
@@ -142,8 +151,7 @@ class PlainStream:
         self._more = False
         """Whether a peek may show more than the last one did."""
         self._last = ""
-        """Set when the peer has ended: all it sent is in the kernel. Becomes `final`, then `ended`."""
-        self._urgent = False
+        """Set when the peer has ended, and nothing is on its way any more. Becomes `final`, then `ended`."""
         self._quiet = False
         self._left = 0
         """How many of the bytes last peeked are not consumed."""
@@ -153,16 +161,11 @@ class PlainStream:
         self._dropped = 0
         self._patient_until = 0.0
         """Until then the peer's kernel may wait before it sends again what ours had no room for; 0 if ours had."""
-        self._low_water = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
         poller.watch(sock.fileno(), self)
 
-    def notice(self, events: int) -> None:
+    def notice(self, events: int) -> None:  # noqa: ARG002 - some want to know
         """Take note of what epoll saw."""
         self._more = True
-        if events & _HANGUP:
-            self._last = "reset" if events & select.EPOLLERR else "eof"
-        if events & select.EPOLLPRI:
-            self._urgent = True
         self._wake()
 
     async def readable(self) -> bool:
@@ -181,11 +184,7 @@ class PlainStream:
         return True
 
     async def _wait(self) -> None:
-        """Wait for an edge with more bytes than are left; after a half-close, only so long."""
-        if self._low_water != self._left + 1:
-            # The kernel looks at once whether the new mark is reached, so no edge is missed (tcp_set_rcvlowat).
-            self._low_water = self._left + 1
-            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._low_water)
+        """Wait for an edge; after a half-close, only so long."""
         while not self._more:
             self._waiter = self._loop.create_future()
             quiet_at = max(self._loop.time(), self._patient_until) + _QUIET_SECONDS
@@ -208,6 +207,84 @@ class PlainStream:
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
+    def consume(self, size: int, *, more: bool = False) -> None:
+        """See `Stream`."""
+        self._left -= size
+        self._more = self._more or more
+        now = self._loop.time()
+        stalled = now - self._looked_at
+        if stalled > _RETRANSMISSION_SECONDS and (dropped := _dropped(self.sock)) != self._dropped:
+            self._dropped = dropped
+            # Each wait before the next attempt is twice the last one: at most as long as all before (RFC 6298, 5.5).
+            self._patient_until = now + stalled
+        if size:
+            self._not_before = 0.0
+            self._take(size)
+        elif self._left:
+            self._look_again_later()
+
+    def _take(self, size: int) -> None:
+        """Take the first `size` of the bytes last peeked off the stream."""
+        raise NotImplementedError
+
+    def _look_again_later(self) -> None:
+        self._not_before = self._loop.time() + _UNFINISHED_PEEK_SECONDS
+
+    def half_close(self) -> None:
+        """See `Stream`."""
+        self._quiet = True
+        # A peer that has reset the connection is told nothing.
+        with suppress(OSError):
+            self.sock.shutdown(socket.SHUT_WR)
+        self._wake()
+
+    def close(self) -> None:
+        """See `Stream`."""
+        sock = self.release()
+        # A duplicate that somebody keeps must not keep the connection.
+        with suppress(OSError):
+            sock.shutdown(socket.SHUT_RDWR)
+        sock.close()
+
+    def release(self) -> socket.socket:
+        """See `Stream`."""
+        self._poller.forget(self.sock.fileno())
+        return self.sock
+
+
+def why_ended(error: OSError) -> str:
+    """Return the cause, as in `Stream.ended`, for what reading from a socket raised."""
+    if isinstance(error, ConnectionResetError):
+        return "reset"
+    return "timeout" if isinstance(error, TimeoutError) else "error"
+
+
+class PlainStream(SocketStream):
+    """A `Stream` over plain TCP."""
+
+    transferable = True
+
+    def __init__(self, sock: socket.socket, poller: Poller) -> None:
+        self._urgent = False
+        self._low_water = sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT)
+        super().__init__(sock, poller)
+
+    def notice(self, events: int) -> None:
+        """Take note of what epoll saw."""
+        if events & _HANGUP:
+            self._last = "reset" if events & select.EPOLLERR else "eof"
+        if events & select.EPOLLPRI:
+            self._urgent = True
+        super().notice(events)
+
+    async def _wait(self) -> None:
+        """Wait for an edge with more bytes than are left; after a half-close, only so long."""
+        if self._low_water != self._left + 1:
+            # The kernel looks at once whether the new mark is reached, so no edge is missed (tcp_set_rcvlowat).
+            self._low_water = self._left + 1
+            self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, self._low_water)
+        await super()._wait()
+
     def peek(self) -> bytes:
         """See `Stream`."""
         last = self._last
@@ -220,14 +297,8 @@ class PlainStream:
             if last:
                 self.ended = last
             return b""
-        except ConnectionResetError:
-            self.ended = "reset"
-            return b""
-        except TimeoutError:
-            self.ended = "timeout"
-            return b""
-        except OSError:
-            self.ended = "error"
+        except OSError as error:
+            self.ended = why_ended(error)
             return b""
         if not size:
             self.ended = "eof"
@@ -245,46 +316,16 @@ class PlainStream:
         self._left = size
         return bytes(self._scratch[:size])
 
-    def consume(self, size: int, *, more: bool = False) -> None:
-        """See `Stream`."""
-        self._left -= size
-        self._more = self._more or more
-        now = self._loop.time()
-        stalled = now - self._looked_at
-        if stalled > _RETRANSMISSION_SECONDS and (dropped := _dropped(self.sock)) != self._dropped:
-            self._dropped = dropped
-            # Each wait before the next attempt is twice the last one: at most as long as all before (RFC 6298, 5.5).
-            self._patient_until = now + stalled
-        if size:
-            self._not_before = 0.0
-            # MSG_TRUNC drops the bytes without copying them; recv_into still wants room for them.
-            self.sock.recv_into(self._scratch, size, socket.MSG_TRUNC)
-        elif self._left:
-            self._not_before = self._loop.time() + _UNFINISHED_PEEK_SECONDS
-
-    def half_close(self) -> None:
-        """See `Stream`."""
-        self._quiet = True
-        # A peer that has reset the connection is told nothing.
-        with suppress(OSError):
-            self.sock.shutdown(socket.SHUT_WR)
-        self._wake()
+    def _take(self, size: int) -> None:
+        # MSG_TRUNC drops the bytes without copying them; recv_into still wants room for them.
+        self.sock.recv_into(self._scratch, size, socket.MSG_TRUNC)
 
     def unconsumed(self) -> int:
         """See `Stream`."""
         return unread(self.sock)
 
-    def close(self) -> None:
-        """See `Stream`."""
-        sock = self.release()
-        # A duplicate that somebody keeps must not keep the connection.
-        with suppress(OSError):
-            sock.shutdown(socket.SHUT_RDWR)
-        sock.close()
-
     def release(self) -> socket.socket:
         """See `Stream`."""
-        self._poller.forget(self.sock.fileno())
         if self._low_water != 1:
             self.sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 1)
-        return self.sock
+        return super().release()

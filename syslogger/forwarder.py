@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from . import logs, service
 from .brokers import BootstrapServers, Brokers
@@ -21,6 +21,7 @@ from .framing.octet_counted import OctetCounted
 from .kafka import Topic
 from .listener import Connections, Listener, bind, is_listening, name_of
 from .streams import Poller, unread
+from .tls import Tls
 
 _log = logging.getLogger(__name__)
 
@@ -41,6 +42,13 @@ _TICK_SECONDS = 1.0
 
 _HAND_OVER_SECONDS = 5.0
 """How long a reload waits for what is in flight; with Kafka down it goes on without."""
+
+
+class _Service(NamedTuple):
+    """How the peers of a listening socket are served."""
+
+    framing: Framing
+    tls: Tls | None
 
 
 def run(config: Config) -> int:
@@ -91,10 +99,13 @@ class Forwarder:
             started.callback(ticks.cancel)
             # 4. What is read, once Kafka has answered for the topic: who is here already, then who comes.
             # More than the largest record, or the rest of one would never come to be seen.
-            largest_record = max(framing.max_record_bytes for framing in bound.values())
+            largest_record = max(each.framing.max_record_bytes for each in bound.values())
             poller = started.enter_context(Poller(max(_READ_BYTES, 2 * largest_record)))
             connections = Connections(config.max_connections, topic.sink, poller, manager, counters)
-            listeners = [Listener(sock, framing, connections, manager, counters) for sock, framing in bound.items()]
+            listeners = [
+                Listener(sock, each.framing, connections, manager, counters, tls=each.tls)
+                for sock, each in bound.items()
+            ]
             self._waiting = "waiting for Kafka"
             await _first(topic.answered(), stop.asked.wait(), self._reloaded(stop))
             if not topic.has_answered:
@@ -102,10 +113,12 @@ class Forwarder:
             for peer in peers:
                 connections.adopt(peer, _framing_of(peer, bound))
             self._listen(listeners)
-            await _first(stop.asked.wait(), self._reloaded(stop))
-            if not stop.asked.is_set():
-                return await self._hand_over(listeners, connections, topic)
-            return await self._drain(listeners, connections, stop)
+            while True:
+                await _first(stop.asked.wait(), self._reloaded(stop))
+                if stop.asked.is_set():
+                    return await self._drain(listeners, connections, stop)
+                if handover := await self._hand_over(listeners, connections, topic, stop):
+                    return handover
 
     def _close(self, sockets: list[socket.socket]) -> None:
         """Close what nothing else has closed, unless the next process has use for it."""
@@ -113,26 +126,31 @@ class Forwarder:
             for sock in sockets:
                 sock.close()
 
-    def _sockets(self, manager: service.Manager) -> tuple[dict[socket.socket, Framing], list[socket.socket]]:
-        """Return the sockets to listen on, bound, each with its framing; and the connections of the process before.
+    def _sockets(self, manager: service.Manager) -> tuple[dict[socket.socket, _Service], list[socket.socket]]:
+        """Return the sockets to listen on, bound, each with its service; and the connections of the process before.
 
         What a process of ours listened on and what a socket unit opened is used where a listener has that address.
         """
         config = self._config
+        tls = [listener_tls(config, number) for number in range(len(config.listeners))]
+        for listener, each in zip(config.listeners, tls, strict=True):
+            if each:
+                self.counters.certificate_expiry_seconds[listener.address] = each.expires
         ours, units = service.inherited()
         peers = [sock for sock in ours if not is_listening(sock)]
         listening = [sock for sock in ours if is_listening(sock)] + units
-        bound: dict[socket.socket, Framing] = {}
+        bound: dict[socket.socket, _Service] = {}
         # A socket unit alone says where to listen, if nothing else does.
         only_units = units and config.listeners == Config().listeners
         for number in range(0 if only_units else len(config.listeners)):
             sockets, framing, problem = bind_listener(config, number, listening)
-            bound |= dict.fromkeys(sockets, framing)
+            bound |= dict.fromkeys(sockets, _Service(framing, tls[number]))
             if problem:
                 _log.warning("%s", problem)
         for sock in listening:
             if sock in units:
-                bound[sock] = _framing(config, 0, config.listeners[0].max_record_bytes)
+                framing = _framing(config, 0, config.listeners[0].max_record_bytes)
+                bound[sock] = _Service(framing, tls[0])
             else:
                 manager.forget(sock)
                 sock.close()
@@ -160,16 +178,29 @@ class Forwarder:
         _log.info("Stopped before Kafka had answered; nothing was accepted.")
         return _report(held, "Kafka had not answered")
 
-    async def _hand_over(self, listeners: list[Listener], connections: Connections, topic: Topic) -> service.Handover:
-        """Stop in a way that the next process can go on from: same sockets, nothing half delivered."""
+    async def _hand_over(
+        self, listeners: list[Listener], connections: Connections, topic: Topic, stop: service.Stop
+    ) -> service.Handover | None:
+        """Stop in a way that the next process can go on from: same sockets, nothing half delivered.
+
+        None if TLS connections could not be brought to their end in time, or a stop was asked for: all goes on.
+        """
         self._waiting = "reloading"
         # 1. Nobody new; who connects waits in the backlog.
         for listener in listeners:
             listener.pause()
-        # 2. What was read is delivered and consumed.
+        # 2. Who speaks TLS ends, and is read and delivered to the end: its keys cannot be handed over.
+        seconds = self._config.drain_seconds
+        if not await _first(connections.untransferable_ended(), stop.asked.wait(), seconds=seconds):
+            text = "Not reloaded, and running on as before: TLS connections had not ended within drain_seconds."
+            _log.error(text, extra={"always": True})
+        if connections.untransferable or stop.asked.is_set():
+            self._listen(listeners)
+            return None
+        # 3. What was read is delivered and consumed.
         if not await topic.finish(_HAND_OVER_SECONDS):
             _log.warning("Reloading while Kafka acknowledges nothing: what is in flight may come twice.")
-        # 3. The rest is in the kernel.
+        # 4. The rest is in the kernel.
         return service.Handover([listener.socket for listener in listeners] + await connections.release())
 
     def _watch(self, started: AsyncExitStack) -> None:
@@ -257,6 +288,8 @@ def rehearse(config: Config, held: str) -> None:
         if str(port) not in ports:
             for sock in bind(host, port, _RECEIVE_BUFFER_BYTES, name):
                 sock.close()
+    for number in range(len(config.listeners)):
+        listener_tls(config, number)
     Topic(config.kafka, BootstrapServers(()), Counters())
     _brokers(config)
     if config.prometheus.address:
@@ -279,23 +312,30 @@ def _report(cut_off: list[tuple[str, int]], why: str) -> int:
     return int(bool(cut_off))
 
 
-async def _first(*waits: Coroutine[None, None, object], seconds: float | None = None) -> None:
-    """Return when one of them has returned, or after so many seconds; the others are cancelled."""
+async def _first(*waits: Coroutine[None, None, object], seconds: float | None = None) -> bool:
+    """Return when one of them has returned, or (False) after so many seconds; the others are cancelled."""
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(wait) for wait in waits]
     try:
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _framing_of(peer: socket.socket, bound: dict[socket.socket, Framing]) -> Framing:
+def _framing_of(peer: socket.socket, bound: dict[socket.socket, _Service]) -> Framing:
     """Return the framing of the listener that a connection came through, or the first one's if it is no more."""
     port = peer.getsockname()[1]
-    by_port = {sock.getsockname()[1]: framing for sock, framing in bound.items()}
-    return by_port.get(port, next(iter(bound.values())))
+    by_port = {sock.getsockname()[1]: each for sock, each in bound.items()}
+    return by_port.get(port, next(iter(bound.values()))).framing
+
+
+def listener_tls(config: Config, number: int) -> Tls | None:
+    """Return the TLS of one listener, its files read; None if it is plain TCP. Raises `ConfigError`."""
+    settings = config.listeners[number].tls
+    return Tls(settings, f"listeners[{number}].tls") if settings.certificate_file else None
 
 
 def bind_listener(

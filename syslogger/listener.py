@@ -15,7 +15,8 @@ from .errors import ConfigError
 from .framing import Framing
 from .service import Manager
 from .sink import Sink
-from .streams import PlainStream, Poller
+from .streams import PlainStream, Poller, Stream
+from .tls import Tls, TlsStream
 
 _log = logging.getLogger(__name__)
 
@@ -127,19 +128,21 @@ class Connections:
         """Call once, when the next connection ends."""
         self._freed.append(call)
 
-    def accept(self, sock: socket.socket, peer: str, framing: Framing) -> None:
+    def accept(self, sock: socket.socket, peer: str, framing: Framing, tls: Tls | None = None) -> None:
         """Serve a socket that was just accepted until its end."""
-        self._manager.keep(sock)
         self._counters.connections_accepted += 1
-        self._start(sock, peer, framing)
+        if tls:
+            self._start(TlsStream(sock, self._poller, tls, peer, self._counters), peer, framing)
+            return
+        self._manager.keep(sock)
+        self._start(PlainStream(sock, self._poller), peer, framing)
 
     def adopt(self, sock: socket.socket, framing: Framing) -> None:
         """Serve a socket that this process was started with until its end; what nobody has consumed is still in it."""
         self._counters.connections_adopted += 1
-        self._start(sock, name_of(sock), framing)
+        self._start(PlainStream(sock, self._poller), name_of(sock), framing)
 
-    def _start(self, sock: socket.socket, peer: str, framing: Framing) -> None:
-        stream = PlainStream(sock, self._poller)
+    def _start(self, stream: Stream, peer: str, framing: Framing) -> None:
         connection = Connection(peer, stream, framing, self._open_sink(peer), self._counters)
         task = asyncio.get_running_loop().create_task(connection.run())
         self._open[task] = connection
@@ -163,7 +166,8 @@ class Connections:
             # What the manager keeps of it may have another chance, in the next process.
             connection.release().close()
         else:
-            self._manager.forget(connection.stream.sock)
+            if connection.stream.transferable:
+                self._manager.forget(connection.stream.sock)
             connection.close()
         self._counters.connections_open -= 1
         self._counters.connections_ended[cause] += 1
@@ -178,6 +182,20 @@ class Connections:
         self._draining = True
         for connection in self._open.values():
             connection.stream.half_close()
+
+    async def untransferable_ended(self) -> None:
+        """Tell the peers to end whose connections no other process could go on with; wait until they have."""
+        for connection in self.untransferable:
+            connection.stream.half_close()
+        while self.untransferable:
+            one_ended = asyncio.Event()
+            self.when_freed(one_ended.set)
+            await one_ended.wait()
+
+    @property
+    def untransferable(self) -> list[Connection]:
+        """The connections that only this process can serve."""
+        return [connection for connection in self._open.values() if not connection.stream.transferable]
 
     async def ended(self) -> None:
         """Wait until no connection is open."""
@@ -207,8 +225,16 @@ class Listener:
     """One bound socket, whose peers become connections while it is open."""
 
     def __init__(
-        self, sock: socket.socket, framing: Framing, connections: Connections, manager: Manager, counters: Counters
+        self,
+        sock: socket.socket,
+        framing: Framing,
+        connections: Connections,
+        manager: Manager,
+        counters: Counters,
+        *,
+        tls: Tls | None = None,
     ) -> None:
+        self._tls = tls
         self.address = name(sock.getsockname())
         self.socket = self._sock = sock
         self._manager = manager
@@ -217,21 +243,24 @@ class Listener:
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._accepting = False
+        self._closed = False
 
     def open(self) -> None:
-        """Listen and accept. Raises `OSError` if another program has begun to listen there."""
+        """Listen and accept, also after a `pause`. Raises `OSError` if another program has begun to listen there."""
         if not is_listening(self._sock):
             self._sock.listen(_BACKLOG)
         self._manager.keep(self._sock)
+        self._closed = False
         self._resume()
 
     def pause(self) -> None:
         """Accept nobody for now; who connects waits."""
+        self._closed = True
         self._pause()
 
     def close(self) -> None:
         """Accept who has connected already, then nobody."""
-        self._pause()
+        self.pause()
         # Closing resets who is in the backlog, with what it has sent.
         with contextlib.suppress(BlockingIOError, OSError):
             while True:
@@ -239,7 +268,7 @@ class Listener:
         self._sock.close()
 
     def _resume(self) -> None:
-        if not self._accepting and self._sock.fileno() >= 0:
+        if not self._accepting and not self._closed:
             self._accepting = True
             self._loop.add_reader(self._sock.fileno(), self._accept_some)
 
@@ -253,6 +282,10 @@ class Listener:
             if self._connections.full:
                 self._pause_for("max_connections", "as many connections are open as max_connections allows")
                 self._connections.when_freed(self._resume)
+                return
+            if self._tls and self._tls.full:
+                self._pause_for("handshakes", "as many TLS handshakes are under way as may be at a time")
+                self._tls.when_freed(self._resume)
                 return
             try:
                 self._accept()
@@ -272,7 +305,7 @@ class Listener:
 
     def _accept(self) -> None:
         sock, address = self._sock.accept()
-        self._connections.accept(sock, name(address), self._framing)
+        self._connections.accept(sock, name(address), self._framing, self._tls)
 
 
 def is_listening(sock: socket.socket) -> bool:

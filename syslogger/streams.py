@@ -176,12 +176,16 @@ class SocketStream:
             return False
         if self.final and self._left:
             return True
-        if self._not_before and (pause := self._not_before - self._loop.time()) > 0:
-            await asyncio.sleep(pause)
+        if self._not_before:
+            await self._pause()
         if not self._more:
             await self._wait()
         self._looked_at = self._loop.time()
         return True
+
+    async def _pause(self) -> None:
+        if (pause := self._not_before - self._loop.time()) > 0:
+            await asyncio.sleep(pause)
 
     async def _wait(self) -> None:
         """Wait for an edge; after a half-close, only so long."""

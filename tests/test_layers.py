@@ -23,7 +23,7 @@ LAYERS = {
         "riemann",
         "prometheus",
     },
-    3: {"streams", "connection", "listener"},
+    3: {"streams", "tls", "connection", "listener"},
     4: {"forwarder"},
     5: {"cli", "check", "demo", "__main__"},
 }

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from syslogger import __version__, prometheus
+from syslogger import __version__, prometheus, tls
 from syslogger.counters import Counters
 from syslogger.prometheus import MetricsServer, View
 
@@ -82,6 +82,9 @@ async def test_every_counter_is_exported_under_its_name() -> None:
     now.records_misframed = 25
     now.connections_ended["eof"] = 22
     now.accept_pauses["files"] = 23
+    now.tls_handshakes = 26
+    now.tls_handshake_failures["expired"] = 27
+    now.certificate_expiry_seconds[":6514"] = 2e9
     now.batch_failures["NotLeaderForPartitionError"] = 24
     with program.served() as server:
         samples = (await get(server, "/metrics")).samples
@@ -102,6 +105,9 @@ async def test_every_counter_is_exported_under_its_name() -> None:
         'syslogger_records_cut_total{cause="size"}': 21,
         'syslogger_connections_ended_total{cause="eof"}': 22,
         'syslogger_accept_pauses_total{cause="files"}': 23,
+        "syslogger_tls_handshakes_total": 26,
+        'syslogger_tls_handshake_failures_total{cause="expired"}': 27,
+        'syslogger_tls_certificate_expiry_timestamp_seconds{listener=":6514"}': 2e9,
         'syslogger_batch_failures_total{error="NotLeaderForPartitionError"}': 24,
         "syslogger_ready": 1,
     }
@@ -125,10 +131,12 @@ async def test_known_causes_are_0_from_the_start() -> None:
         'syslogger_connections_ended_total{cause="quiet"}': 0,
         'syslogger_connections_ended_total{cause="deadline"}': 0,
         'syslogger_connections_ended_total{cause="error"}': 0,
+        'syslogger_connections_ended_total{cause="handshake"}': 0,
         'syslogger_connections_ended_total{cause="handover"}': 0,
         'syslogger_accept_pauses_total{cause="max_connections"}': 0,
         'syslogger_accept_pauses_total{cause="files"}': 0,
-    }
+        'syslogger_accept_pauses_total{cause="handshakes"}': 0,
+    } | {f'syslogger_tls_handshake_failures_total{{cause="{cause}"}}': 0 for cause in tls._FAILURES}
 
 
 async def test_histograms_are_cumulative() -> None:

@@ -39,7 +39,13 @@ class Tls(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     ] = ""
     key_file: Annotated[str, Meta(description="PEM file of the certificate's key, not encrypted.")] = ""
     ca_file: Annotated[str, Meta(description="PEM file of the CAs that peers' certificates may be from.")] = ""
-    minimum_version: Annotated[TlsVersion, Meta(description="The least TLS version that is spoken.")] = "1.2"
+    minimum_version: Annotated[
+        TlsVersion,
+        Meta(
+            description="The least TLS version that is spoken. With `1.2` and `verify`, it is the only one: under 1.3 "
+            "rsyslog takes for sent what a listener that refuses its certificate never saw."
+        ),
+    ] = "1.2"
     verify: Annotated[
         TlsVerify,
         Meta(

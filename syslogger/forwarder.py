@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import NamedTuple, NoReturn
@@ -136,6 +137,9 @@ class Forwarder:
         for listener, each in zip(config.listeners, tls, strict=True):
             if each:
                 self.counters.certificate_expiry_seconds[listener.address] = each.expires
+                if each.expires < time.time():
+                    text = "The certificate of %s (%s) has expired: peers will refuse it. Renew it and reload."
+                    _log.error(text, listener.address, listener.tls.certificate_file)
         ours, units = service.inherited()
         peers = [sock for sock in ours if not is_listening(sock)]
         listening = [sock for sock in ours if is_listening(sock)] + units

@@ -138,6 +138,9 @@ def _matches(pattern: str, name: str) -> bool:
 def _context(settings: config.Tls, setting: str) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = {"1.2": ssl.TLSVersion.TLSv1_2, "1.3": ssl.TLSVersion.TLSv1_3}[settings.minimum_version]
+    if settings.verify != "none" and settings.minimum_version == "1.2":
+        # Under 1.3 a peer may send before it can know that its certificate is refused; rsyslog takes that for sent.
+        context.maximum_version = ssl.TLSVersion.TLSv1_2
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
     # A ticket that a peer has not read hides the half-close from it: rsyslog looks for an end, and finds bytes.
     context.num_tickets = 0

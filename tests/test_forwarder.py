@@ -267,6 +267,16 @@ async def test_tls_to_the_topic_and_through_a_reload(
     assert one.forwarder.counters.connections_ended == {"quiet": 1}
 
 
+async def test_a_certificate_that_has_expired(
+    cluster: MockKafka, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = Authority(tmp_path).issue_expired(SERVER)
+    listeners = [{"address": "127.0.0.1:0", "tls": {"certificate_file": certificate, "key_file": key}}]
+    async with running(configured(*cluster.addresses, listeners=listeners)) as one:
+        await one.until(lambda: one.forwarder.addresses)
+    assert f"The certificate of 127.0.0.1:0 ({certificate}) has expired" in caplog.text
+
+
 async def test_a_reload_that_would_lose_what_tls_holds_is_none(
     cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

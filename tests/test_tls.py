@@ -121,8 +121,8 @@ async def meet() -> AsyncIterator[Meet]:
 @pytest.mark.parametrize("version", ["1.2", "1.3"])
 @pytest.mark.parametrize("verify", ["none", "optional", "required"])
 async def test_records_over_each_version(meet: Meet, authority: Authority, version: str, verify: str) -> None:
-    table = authority.listener(verify=verify, ca_file="" if verify == "none" else authority.file)
-    encounter = meet(table)
+    ca_file = "" if verify == "none" else authority.file
+    encounter = meet(authority.listener(verify=verify, ca_file=ca_file, minimum_version=version))
     shown = authority.issue(CLIENT) if verify == "required" else None
     peer = await encounter.open(authority.client(shown, version))
     assert peer.version() == f"TLSv{version}"
@@ -259,7 +259,9 @@ async def test_an_old_version(meet: Meet, authority: Authority) -> None:
 async def test_certificates_that_are_not_good_enough(
     meet: Meet, authority: Authority, stranger: Authority, version: str, caplog: pytest.LogCaptureFixture
 ) -> None:
-    asks = authority.listener(verify="required", ca_file=authority.file, permitted_peers=["*.example.com"])
+    asks = authority.listener(
+        verify="required", ca_file=authority.file, permitted_peers=["*.example.com"], minimum_version=version
+    )
     later = datetime.now(UTC) + timedelta(days=1)
     for cause, certificate in {
         "no_certificate": None,
@@ -278,6 +280,14 @@ async def test_certificates_that_are_not_good_enough(
 async def test_an_optional_certificate_must_be_valid(meet: Meet, authority: Authority, stranger: Authority) -> None:
     asks = authority.listener(verify="optional", ca_file=authority.file)
     assert await meet(asks).failure(authority.client(stranger.issue(CLIENT))) == "foreign"
+
+
+async def test_who_is_refused_knows_before_it_sends(meet: Meet, authority: Authority, stranger: Authority) -> None:
+    encounter = meet(authority.listener(verify="required", ca_file=authority.file))
+    reading = asyncio.ensure_future(encounter.stream.readable())
+    with pytest.raises(ssl.SSLError, match="UNKNOWN_CA"):
+        await encounter.shake_hands(authority.client(stranger.issue(CLIENT)))
+    assert not await reading
 
 
 # Draining.

@@ -357,7 +357,6 @@ class TlsStream(SocketStream):
             # Nothing but the beginning of a TLS record: see `_handshake`.
             self._look_again_later()
         whole = size < len(scratch)
-        self._more = self._more or not whole
         self.final = self._last if whole else ""
         if not size:
             self.ended = self.final

@@ -224,27 +224,52 @@ async def test_who_only_looks_whether_the_port_is_open(
     assert [record.levelno for record in caplog.records] == [level]
 
 
+class Looks:
+    """Counts how often a stream looks what the kernel has, with long pauses between."""
+
+    def __init__(self, stream: TlsStream, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self._receive = stream._receive
+        monkeypatch.setattr(streams, "_UNFINISHED_PEEK_SECONDS", 0.05)
+        monkeypatch.setattr(stream, "_receive", self)
+
+    def __call__(self) -> bool:
+        self.count += 1
+        return self._receive()
+
+
+async def drip(peer: socket.socket, data: bytes) -> None:
+    for byte in data:
+        peer.send(bytes([byte]))
+        await asyncio.sleep(0.001)
+    peer.close()
+
+
 async def test_a_handshake_that_drips_costs_few_looks(
     meet: Meet, authority: Authority, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(streams, "_UNFINISHED_PEEK_SECONDS", 0.05)
     encounter = meet(authority.listener(handshake_seconds=5))
-    looks = 0
-    receive = encounter.stream._receive
+    looks = Looks(encounter.stream, monkeypatch)
+    dripping = asyncio.ensure_future(drip(encounter.raw, b"\x16\x03\x01\x01\x00" + b"\x01" * 200))
+    assert await encounter.failure() == "closed"
+    await dripping
+    assert looks.count < 40
 
-    def counted() -> bool:
-        nonlocal looks
-        looks += 1
-        return receive()
 
-    monkeypatch.setattr(encounter.stream, "_receive", counted)
-    reading = asyncio.ensure_future(encounter.failure())
-    for byte in b"\x16\x03\x01\x01\x00" + b"\x01" * 200:
-        encounter.raw.send(bytes([byte]))
-        await asyncio.sleep(0.001)
-    encounter.raw.close()
-    assert await reading == "closed"
-    assert looks < 40
+async def test_a_tls_record_that_drips_costs_few_looks(
+    meet: Meet, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encounter = meet(authority.listener())
+    encounter.raw = socket.socket(fileno=(await encounter.open(authority.client())).detach())
+    encounter.peer = None
+    looks = Looks(encounter.stream, monkeypatch)
+    dripping = asyncio.ensure_future(drip(encounter.raw, b"\x17\x03\x03\x10\x00" + b"x" * 200))
+    while await encounter.stream.readable():
+        assert encounter.stream.peek() == b""
+        encounter.stream.consume(0)
+    await dripping
+    assert encounter.stream.ended == "eof"
+    assert looks.count < 40
 
 
 async def test_a_peer_that_does_not_trust_the_listener(meet: Meet, authority: Authority, stranger: Authority) -> None:

@@ -290,7 +290,7 @@ class TlsStream(SocketStream):
             names = ", ".join(value for _, value in _names(self._ssl))
             raise _FailedError("not_permitted", names or "it has no subject alternative name")
         self._counters.tls_handshakes += 1
-        # What came right behind the handshake causes no edge any more.
+        # What came right behind the handshake may be here already, and then causes no edge.
         self._more = True
 
     def _fail(self, cause: str, detail: str) -> None:
@@ -357,6 +357,7 @@ class TlsStream(SocketStream):
             # Nothing but the beginning of a TLS record: see `_handshake`.
             self._look_again_later()
         whole = size < len(scratch)
+        self._more = self._more or not whole
         self.final = self._last if whole else ""
         if not size:
             self.ended = self.final

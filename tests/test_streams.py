@@ -20,7 +20,7 @@ import pytest
 
 from syslogger import config, streams
 from syslogger.counters import Counters
-from syslogger.streams import PlainStream, Poller, Stream
+from syslogger.streams import PlainStream, Poller
 from syslogger.tls import Tls, TlsStream
 from tests.certificates import SERVER, Authority
 from tests.waiting import until
@@ -41,7 +41,7 @@ class Pair:
     """A stream and the peer's end of it."""
 
     peer: socket.socket
-    stream: Stream
+    stream: PlainStream | TlsStream
 
     def __init__(self, poller: Poller, receive_buffer_bytes: int = 0) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -295,6 +295,15 @@ async def test_a_half_closed_peer_that_stays_silent(
         pair.stream.consume(len(unfinished))
         assert await pair.peek() == b""
     assert pair.stream.ended == "quiet"
+
+
+async def test_what_comes_as_silence_is_declared_ends_it(pair: Pair) -> None:
+    pair.stream.half_close()
+    pair.peer.sendall(b"half")
+    await pair.arrived(4)
+    pair.stream._fall_quiet()
+    assert await pair.peek() == b"half"
+    assert pair.stream.final == ""
 
 
 @pytest.mark.parametrize("kind", KINDS)

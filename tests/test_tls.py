@@ -149,6 +149,32 @@ async def test_a_half_close_is_the_first_thing_that_a_peer_sees(meet: Meet, auth
     assert encounter.stream.ended == "eof"
 
 
+async def test_what_comes_right_behind_the_handshake(
+    meet: Meet, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken with the handshake's last bytes, maybe before epoll was asked: it never tells of it then."""
+    encounter = meet(authority.listener())
+    stream, receive = encounter.stream, encounter.stream._receive
+
+    def before_epoll_was_asked() -> bool:
+        received = receive()
+        stream._more = False
+        return received
+
+    monkeypatch.setattr(stream, "_receive", before_epoll_was_asked)
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    peer = authority.client().wrap_bio(incoming, outgoing, server_hostname=SERVER)
+    with pytest.raises(ssl.SSLWantReadError):
+        peer.do_handshake()
+    encounter.raw.sendall(outgoing.read())
+    peeking = asyncio.ensure_future(encounter.peek())
+    incoming.write(await asyncio.to_thread(encounter.raw.recv, 65_536))
+    peer.do_handshake()
+    peer.write(b"at once\n")
+    encounter.raw.sendall(outgoing.read())
+    assert await peeking == b"at once\n"
+
+
 async def test_what_is_not_consumed_is_kept_and_bounded(meet: Meet, authority: Authority) -> None:
     encounter = meet(authority.listener())
     stream = encounter.stream

@@ -29,6 +29,43 @@ Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+TlsVersion = Literal["1.2", "1.3"]
+TlsVerify = Literal["none", "optional", "required"]
+
+
+class Tls(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The `[listeners.tls]` table of one `[[listeners]]`; without a `certificate_file` the listener is plain TCP."""
+
+    certificate_file: Annotated[
+        str,
+        Meta(description="PEM file of the listener's certificate, and of those between it and the CA; makes it TLS."),
+    ] = ""
+    key_file: Annotated[str, Meta(description="PEM file of the certificate's key, not encrypted.")] = ""
+    ca_file: Annotated[str, Meta(description="PEM file of the CAs that peers' certificates may be from.")] = ""
+    minimum_version: Annotated[
+        TlsVersion,
+        Meta(
+            description="The least TLS version that is spoken. With `1.2` and `verify`, it is the only one: under 1.3 "
+            "rsyslog takes for sent what a listener that refuses its certificate never saw."
+        ),
+    ] = "1.2"
+    verify: Annotated[
+        TlsVerify,
+        Meta(
+            description="Whether a peer must show a certificate from `ca_file` (`required`), may (`optional`, but one "
+            "that it shows must be valid), or is not asked (`none`)."
+        ),
+    ] = "none"
+    permitted_peers: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="With `required`, who may send: subject alternative names, where `*` may begin or end a part "
+            "(`*.example.net`), and fingerprints (`SHA1:E1:2D:…`, `SHA256:…`); if empty, all with a valid one."
+        ),
+    ] = ()
+    handshake_seconds: Annotated[
+        float, Meta(ge=0.1, le=300, description="How long a peer may take for the TLS handshake.")
+    ] = 10.0
 
 
 class Listener(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -95,6 +132,7 @@ class Listener(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     unix_mode: Annotated[
         str, Meta(pattern=r"^0[0-7]{3}$", description="The permissions of a `unix:` socket; to connect takes writing.")
     ] = "0660"
+    tls: Tls = field(default_factory=Tls)
 
 
 class Kafka(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -232,6 +270,13 @@ _FILE = "SYSLOGGER_CONFIG"
 
 _OF_KUBERNETES = re.compile(r"SYSLOGGER_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)")
 """Kubernetes sets these for every container beside a Service that is called `syslogger`."""
+
+_PERMITTED_PEER = re.compile(
+    r"SHA1:[0-9A-F]{2}(:[0-9A-F]{2}){19}|SHA256:[0-9A-F]{2}(:[0-9A-F]{2}){31}"
+    r"|(?!SHA\d+:)(\*|\*?[^\s*.]+\*?)(\.(\*|\*?[^\s*.]+\*?))*",
+    re.IGNORECASE,
+)
+"""A fingerprint or a name, as rsyslog's PermittedPeer has them: a `*` within a part of a name is none."""
 
 
 def _is_table(kind: object) -> bool:
@@ -418,6 +463,9 @@ def load(
 
     config = msgspec.convert(values, Config)
     _check_listeners(config, where)
+    for index, table in enumerate(values.get("listeners", ())):
+        if "tls" in table:
+            _check_tls(config.listeners[index], f"listeners[{index}].tls", file or "")
     _check_kafka(config.kafka, where)
     _check_security(config.kafka, where)
     if config.prometheus.address:
@@ -477,7 +525,8 @@ def _read_table(
             ]
         elif _is_table(known[key]):
             if not isinstance(value, dict):
-                raise _wrong(name, origin, f"is {_shown(value)}: it may be a table, written [{name}].")
+                written = re.sub(r"\[\d+\]", "", name)
+                raise _wrong(name, origin, f"is {_shown(value)}: it may be a table, written [{written}].")
             values[key] = _read_table(value, known[key], name + ".", origin, where)
         else:
             values[key] = _convert(name, value, origin, strict=True)
@@ -540,6 +589,31 @@ def _check_networks(listener: Listener, index: int, where: Mapping[str, str]) ->
                 raise _wrong(setting, origin, f"has {_shown(each)}: it may be {may_be}{hint}") from None
 
 
+def _check_tls(listener: Listener, table: str, origin: str) -> None:
+    tls = listener.tls
+    if listener.address.startswith("unix:"):
+        raise _wrong(table, origin, "is for TCP; what goes through a unix: socket does not leave the host.")
+    for key in ("certificate_file", "key_file"):
+        if not getattr(tls, key):
+            raise _wrong(f"{table}.{key}", origin, "is empty: TLS needs a certificate and its key.")
+    if tls.verify != "none" and not tls.ca_file:
+        raise _wrong(f"{table}.ca_file", origin, f'is empty: verify = "{tls.verify}" needs the CAs to trust.')
+    if tls.verify == "none" and tls.ca_file:
+        rest = 'is "none", so nobody is asked for a certificate from ca_file: it may be optional or required.'
+        raise _wrong(f"{table}.verify", origin, rest)
+    if tls.verify != "required" and tls.permitted_peers:
+        raise _wrong(f"{table}.permitted_peers", origin, 'needs verify = "required".')
+    for peer in tls.permitted_peers:
+        if not _PERMITTED_PEER.fullmatch(peer):
+            may_be = (
+                "a name, each part of which may begin or end with *, or a fingerprint such as SHA1:E1:2D:… of 20 bytes "
+                "or SHA256:… of 32"
+            )
+            raise _wrong(f"{table}.permitted_peers", origin, f"has {_shown(peer)}: it may be {may_be}.")
+    for key in ("certificate_file", "key_file", "ca_file"):
+        _check_readable(f"{table}.{key}", getattr(tls, key), origin)
+
+
 def _check_kafka(kafka: Kafka, where: Mapping[str, str]) -> None:
     servers, zookeeper = "kafka.bootstrap_servers", "kafka.zookeeper"
     if not kafka.bootstrap_servers and not kafka.zookeeper:
@@ -568,12 +642,17 @@ def _check_security(kafka: Kafka, where: Mapping[str, str]) -> None:
             rest = f"is {_shown(getattr(kafka, key))}: set kafka.{needed} (SYSLOGGER_KAFKA_{needed.upper()}) too."
             raise _wrong(name, where[name], rest)
     for key in ("tls_ca_file", "tls_certificate_file", "tls_key_file"):
-        name, path = f"kafka.{key}", getattr(kafka, key)
-        try:
-            if path:
-                Path(path).open("rb").close()
-        except (OSError, ValueError) as error:
-            raise _wrong(name, where[name], f"is {_shown(path)}, which cannot be read: {_reason(error)}.") from None
+        name = f"kafka.{key}"
+        _check_readable(name, getattr(kafka, key), where.get(name, ""))
+
+
+def _check_readable(name: str, path: str, origin: str) -> None:
+    """See that a file can be read, if one is named."""
+    try:
+        if path:
+            Path(path).open("rb").close()
+    except (OSError, ValueError) as error:
+        raise _wrong(name, origin, f"is {_shown(path)}, which cannot be read: {_reason(error)}.") from None
 
 
 def _check_remote(address: str, setting: str, origin: str) -> None:

@@ -78,13 +78,19 @@ class Counters:
     """Connections that the process was started with: they came to the one before it."""
     connections_ended: Counter[str] = field(default_factory=Counter)
     """By cause: ``eof``, ``reset``, ``timeout``, ``quiet`` (the drain), ``deadline`` (the drain), ``error``,
-    ``handover`` (not ended, but given to the next process), ``age`` (`max_connection_age_seconds`), ``refused``; and of
-    RELP sessions: ``close`` (the peer asked for it), ``serverclose`` (the drain), ``malformed``, ``too_long``,
-    ``unread`` (the peer does not read its answers)."""
+    ``handshake`` (TLS), ``handover`` (not ended, but given to the next process), ``refused``, ``age``
+    (`max_connection_age_seconds`); and of RELP sessions: ``close`` (the peer asked for it), ``serverclose`` (the
+    drain), ``malformed``, ``too_long``, ``unread`` (the peer does not read its answers)."""
     connections_refused: Counter[str] = field(default_factory=Counter)
     """By cause: ``allow``, ``per_address`` (`max_connections_per_address`), ``proxy_header`` (none, or a wrong one)."""
     accept_pauses: Counter[str] = field(default_factory=Counter)
-    """How often accepting stopped, by cause: ``max_connections``, ``files``."""
+    """How often accepting stopped, by cause: ``max_connections``, ``files``, ``handshakes``."""
+    tls_handshakes: int = 0
+    """TLS handshakes that came to a good end."""
+    tls_handshake_failures: Counter[str] = field(default_factory=Counter)
+    """And the others, by cause: see `tls.py`."""
+    certificate_expiry_seconds: dict[str, float] = field(default_factory=dict)
+    """When the certificate of each TLS listener expires, in Unix seconds, by the listener's `address`."""
 
     batches: int = 0
     """Batches that Kafka acknowledged."""

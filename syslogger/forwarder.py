@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import NoReturn
@@ -21,8 +22,9 @@ from .framing.newline import Newline
 from .framing.octet_counted import OctetCounted
 from .framing.relp import Relp
 from .kafka import Topic
-from .listener import Connections, Listener, bind, is_listening, name_of
+from .listener import Connections, Listener, Terms, bind, is_listening, name_of
 from .streams import Poller, largest_receive_buffer, unread
+from .tls import Tls
 from .unix_sockets import bind_unix, close_bound
 
 _log = logging.getLogger(__name__)
@@ -42,9 +44,6 @@ _FRAMINGS: dict[str, Callable[[int, int], Framing]] = {
     "newline": Newline,
     "octet_counted": OctetCounted,
 }
-
-_Terms = tuple[Framing, Admission]
-"""Of a listener: how records are told apart, and what it asks of who comes."""
 
 _TICK_SECONDS = 1.0
 
@@ -100,7 +99,7 @@ class Forwarder:
             started.callback(ticks.cancel)
             # 4. What is read, once Kafka has answered for the topic: who is here already, then who comes.
             # More than the largest record, or the rest of one would never come to be seen.
-            largest_record = max(framing.max_record_bytes for framing, _ in bound.values())
+            largest_record = max(terms.framing.max_record_bytes for terms in bound.values())
             read_bytes = max(_READ_BYTES, 2 * largest_record)
             poller = started.enter_context(Poller(read_bytes, config.kafka.commit_interval_seconds))
             connections = Connections(
@@ -111,21 +110,20 @@ class Forwarder:
                 counters,
                 most_per_address=config.max_connections_per_address,
             )
-            listeners = [
-                Listener(sock, framing, connections, manager, counters, admission=admission)
-                for sock, (framing, admission) in bound.items()
-            ]
+            listeners = [Listener(sock, terms, connections, manager, counters) for sock, terms in bound.items()]
             self._waiting = "waiting for Kafka"
             await _first(topic.answered(), stop.asked.wait(), self._reloaded(stop))
             if not topic.has_answered:
                 return self._stopped_waiting(list(bound), peers, stop)
             for peer in peers:
-                connections.adopt(peer, *_terms_of(peer, bound))
+                connections.adopt(peer, _terms_of(peer, bound))
             self._listen(listeners)
-            await _first(stop.asked.wait(), self._reloaded(stop))
-            if not stop.asked.is_set():
-                return await self._hand_over(listeners, connections, topic)
-            return await self._drain(listeners, connections, stop)
+            while True:
+                await _first(stop.asked.wait(), self._reloaded(stop))
+                if stop.asked.is_set():
+                    return await self._drain(listeners, connections, stop)
+                if handover := await self._hand_over(listeners, connections, topic, stop):
+                    return handover
 
     def _close(self, bound: list[socket.socket], peers: list[socket.socket]) -> None:
         """Close what nothing else has closed, unless the next process has use for it."""
@@ -135,28 +133,35 @@ class Forwarder:
             for sock in peers:
                 sock.close()
 
-    def _sockets(self, manager: service.Manager) -> tuple[dict[socket.socket, _Terms], list[socket.socket]]:
+    def _sockets(self, manager: service.Manager) -> tuple[dict[socket.socket, Terms], list[socket.socket]]:
         """Return the sockets to listen on, bound, each with its terms; and the connections of the process before.
 
         What a process of ours listened on and what a socket unit opened is used where a listener has that address.
         """
         config = self._config
+        tls = [listener_tls(config, number) for number in range(len(config.listeners))]
+        for listener, each in zip(config.listeners, tls, strict=True):
+            if each:
+                self.counters.certificate_expiry_seconds[listener.address] = each.expires
+                if each.expires < time.time():
+                    text = "The certificate of %s (%s) has expired: peers will refuse it. Renew it and reload."
+                    _log.error(text, listener.address, listener.tls.certificate_file)
         ours, units = service.inherited()
         peers = [sock for sock in ours if not is_listening(sock)]
         # The units' first: what the store has of them too is not needed.
         listening = units + [sock for sock in ours if is_listening(sock)]
-        bound: dict[socket.socket, _Terms] = {}
+        bound: dict[socket.socket, Terms] = {}
         # A socket unit alone says where to listen, if nothing else does.
         only_units = units and config.listeners == Config().listeners
         for number in range(0 if only_units else len(config.listeners)):
             sockets, framing, problem = bind_listener(config, number, listening)
-            bound |= dict.fromkeys(sockets, (framing, _admission(config, number)))
+            bound |= dict.fromkeys(sockets, Terms(framing, _admission(config, number), tls[number]))
             if problem:
                 _log.warning("%s", problem)
         for sock in listening:
             if sock in units:
                 framing = _framing(config, 0, config.listeners[0].max_record_bytes)
-                bound[sock] = framing, _admission(config, 0)
+                bound[sock] = Terms(framing, _admission(config, 0), tls[0])
             else:
                 manager.forget(sock)
                 close_bound(sock)
@@ -184,17 +189,30 @@ class Forwarder:
         _log.info("Stopped before Kafka had answered; nothing was accepted.")
         return _report(held, "Kafka had not answered")
 
-    async def _hand_over(self, listeners: list[Listener], connections: Connections, topic: Topic) -> service.Handover:
-        """Stop in a way that the next process can go on from: same sockets, nothing half delivered."""
+    async def _hand_over(
+        self, listeners: list[Listener], connections: Connections, topic: Topic, stop: service.Stop
+    ) -> service.Handover | None:
+        """Stop in a way that the next process can go on from: same sockets, nothing half delivered.
+
+        None if TLS connections could not be brought to their end in time, or a stop was asked for: all goes on.
+        """
         self._waiting = "reloading"
         # 1. Nobody new; who connects waits in the backlog.
         for listener in listeners:
             listener.pause()
         await connections.announced()
-        # 2. What was read is delivered and consumed.
+        # 2. Who speaks TLS ends, and is read and delivered to the end: its keys cannot be handed over.
+        seconds = self._config.drain_seconds
+        if not await _first(connections.untransferable_ended(), stop.asked.wait(), seconds=seconds):
+            text = "Not reloaded, and running on as before: TLS connections had not ended within drain_seconds."
+            _log.error(text, extra={"always": True})
+        if connections.untransferable or stop.asked.is_set():
+            self._listen(listeners)
+            return None
+        # 3. What was read is delivered and consumed.
         if not await topic.finish(_HAND_OVER_SECONDS):
             _log.warning("Reloading while Kafka acknowledges nothing: what is in flight may come twice.")
-        # 3. The rest is in the kernel.
+        # 4. The rest is in the kernel.
         return service.Handover([listener.socket for listener in listeners] + await connections.release())
 
     def _watch(self, started: AsyncExitStack) -> None:
@@ -291,6 +309,8 @@ def rehearse(config: Config, held: str) -> None:
         if str(port) not in taken:
             for sock in bind(host, port, _RECEIVE_BUFFER_BYTES, name):
                 sock.close()
+    for number in range(len(config.listeners)):
+        listener_tls(config, number)
     Topic(config.kafka, BootstrapServers(()), Counters())
     _brokers(config)
     if config.prometheus.address:
@@ -313,31 +333,38 @@ def _report(cut_off: list[tuple[str, int]], why: str) -> int:
     return int(bool(cut_off))
 
 
-async def _first(*waits: Coroutine[None, None, object], seconds: float | None = None) -> None:
-    """Return when one of them has returned, or after so many seconds; the others are cancelled."""
+async def _first(*waits: Coroutine[None, None, object], seconds: float | None = None) -> bool:
+    """Return when one of them has returned, or (False) after so many seconds; the others are cancelled."""
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(wait) for wait in waits]
     try:
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _terms_of(peer: socket.socket, bound: dict[socket.socket, _Terms]) -> _Terms:
+def _terms_of(peer: socket.socket, bound: dict[socket.socket, Terms]) -> Terms:
     """Return the terms of the listener that a connection came through, or of another if it is no more.
 
     Not of a RELP one then, if there is another: what is no RELP would be lost.
     """
     by_place = {_place(sock): terms for sock, terms in bound.items()}
-    return by_place.get(_place(peer)) or min(bound.values(), key=lambda terms: isinstance(terms[0], Relp))
+    return by_place.get(_place(peer)) or min(bound.values(), key=lambda terms: terms.answered)
 
 
 def _place(sock: socket.socket) -> str:
     """Return the port or the path of a socket's own address."""
     address = sock.getsockname()
     return str(address if sock.family == socket.AF_UNIX else address[1])
+
+
+def listener_tls(config: Config, number: int) -> Tls | None:
+    """Return the TLS of one listener, its files read; None if it is plain TCP. Raises `ConfigError`."""
+    settings = config.listeners[number].tls
+    return Tls(settings, f"listeners[{number}].tls") if settings.certificate_file else None
 
 
 def bind_listener(

@@ -10,6 +10,7 @@ import random
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from . import proxy_protocol
 from .admission import Admission
@@ -21,7 +22,8 @@ from .framing.relp import Relp
 from .service import Manager
 from .session import Session
 from .sink import Sink
-from .streams import PlainStream, Poller
+from .streams import PlainStream, Poller, Stream
+from .tls import Tls, TlsStream
 from .unix_sockets import UnixStream, close_bound, peer_of
 
 _log = logging.getLogger(__name__)
@@ -48,7 +50,6 @@ _HEADER_SECONDS = 5.0
 
 _AGE_JITTER = 0.1
 """Which part of its age a connection may end sooner or later: who came together does not come again together."""
-
 
 _OUTAGE_SECONDS = 1.0
 """While so long nothing is delivered, though something waits, nobody is told to end for its age."""
@@ -121,16 +122,37 @@ def _set_inherited(sock: socket.socket, receive_buffer_bytes: int) -> None:
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPCNT, _KEEPALIVE_PROBES)
 
 
+class Terms(NamedTuple):
+    """How the peers of a listener are served, and what is asked of them."""
+
+    framing: Framing
+    admission: Admission = Admission()
+    tls: Tls | None = None
+
+    @property
+    def answered(self) -> bool:
+        """Whether a peer is answered, and sends again what was not."""
+        return isinstance(self.framing, Relp)
+
+    @property
+    def kept(self) -> bool:
+        """Whether connections are worth keeping beyond a kill.
+
+        No other process could decrypt what came over TLS. A RELP session that breaks is mended by its peer; one that
+        goes on in another process could be answered twice.
+        """
+        return not self.answered and not self.tls
+
+
 @dataclass(slots=True, eq=False)
 class _Guest:
     """One peer, from when it is accepted or adopted until its end."""
 
-    stream: PlainStream
+    stream: Stream
     peer: str
     host: str
     """Its address; empty if it has none, or if nobody knows it yet."""
-    framing: Framing
-    admission: Admission
+    terms: Terms
     connection: Connection | None = None
     """None while its proxy has yet to say whose connection it is."""
     announced: asyncio.Event | None = None
@@ -140,17 +162,9 @@ class _Guest:
     refused: bool = False
 
     @property
-    def kept(self) -> bool:
-        """Whether it is worth keeping beyond a kill: a RELP session that breaks is mended by its peer.
-
-        One that goes on in another process could be answered twice.
-        """
-        return not isinstance(self.framing, Relp)
-
-    @property
     def resends(self) -> bool:
         """Whether the peer sends again, on another connection, what was not consumed."""
-        return self.connection.resends if self.connection else isinstance(self.framing, Relp)
+        return self.connection.resends if self.connection else self.terms.answered
 
     def end(self) -> None:
         """Tell the peer to end; what it sends until then is still delivered."""
@@ -206,38 +220,42 @@ class Connections:
         """Call once, when the next connection ends."""
         self._freed.append(call)
 
-    def accept(self, sock: socket.socket, address: _Address, framing: Framing, admission: Admission) -> None:
+    def accept(self, sock: socket.socket, address: _Address, terms: Terms) -> None:
         """Serve a socket that was just accepted until its end; or close it, if its peer may not send."""
         peer, host = (peer_of(sock), "") if isinstance(address, str) else (name(address), host_of(address))
-        through_proxy = host in admission.proxies
-        if not through_proxy and self._refuses(peer, host, admission):
+        through_proxy = host in terms.admission.proxies
+        if not through_proxy and self._refuses(peer, host, terms.admission):
             sock.close()
             return
         self._counters.connections_accepted += 1
-        guest = _Guest(self._stream(sock), peer, host, framing, admission)
+        tls = None if through_proxy else terms.tls
+        guest = _Guest(self._stream(sock, peer, tls), peer, host, terms)
         if through_proxy:
             guest.announced = asyncio.Event()
         else:
-            if guest.kept:
+            if terms.kept:
                 self._manager.keep(sock)
             self._admit(guest)
         self._start(guest)
 
-    def adopt(self, sock: socket.socket, framing: Framing, admission: Admission) -> None:
+    def adopt(self, sock: socket.socket, terms: Terms) -> None:
         """Serve a socket that this process was started with until its end; what nobody has consumed is still in it.
 
-        What a proxy says first was consumed before the manager was given the socket to keep.
+        What a proxy says first was consumed before the manager was given the socket to keep. It is not TLS, whatever
+        its listener speaks now: none is handed over.
         """
         self._counters.connections_adopted += 1
         if told := self._manager.peer_of(sock):
             peer, host = told, told.rpartition(":")[0].strip("[]")
         else:
             peer, host = name_of(sock), _host_behind(sock)
-        guest = _Guest(self._stream(sock), peer, host, framing, admission)
+        guest = _Guest(self._stream(sock, peer, None), peer, host, terms)
         self._admit(guest)
         self._start(guest)
 
-    def _stream(self, sock: socket.socket) -> PlainStream:
+    def _stream(self, sock: socket.socket, peer: str, tls: Tls | None) -> Stream:
+        if tls:
+            return TlsStream(sock, self._poller, tls, peer, self._counters)
         kind = UnixStream if sock.family == socket.AF_UNIX else PlainStream
         return kind(sock, self._poller)
 
@@ -258,11 +276,11 @@ class Connections:
     def _admit(self, guest: _Guest) -> None:
         """Connect a peer that may send to a sink of its own."""
         sink = self._open_sink(guest.peer)
-        kind = Session if isinstance(guest.framing, Relp) else Connection
-        guest.connection = kind(guest.peer, guest.stream, guest.framing, sink, self._counters)
+        kind = Session if guest.terms.answered else Connection
+        guest.connection = kind(guest.peer, guest.stream, guest.terms.framing, sink, self._counters)
         if guest.host:
             self._of_address[guest.host] = self._of_address.get(guest.host, 0) + 1
-        if age := guest.admission.max_age_seconds:
+        if age := guest.terms.admission.max_age_seconds:
             age *= random.uniform(1 - _AGE_JITTER, 1 + _AGE_JITTER)  # noqa: S311 - no secret
             guest.expiry = asyncio.get_running_loop().call_later(age, self._expire, guest)
 
@@ -277,7 +295,9 @@ class Connections:
         guest.end()
 
     def _start(self, guest: _Guest) -> None:
-        task = asyncio.get_running_loop().create_task(self._serve(guest))
+        # Nothing stands between the loop and a connection that has no proxy: each wake would pass it.
+        served = guest.connection.run() if guest.connection else self._serve_announced(guest)
+        task = asyncio.get_running_loop().create_task(served)
         self._open[task] = guest
         self._none_open.clear()
         self._counters.connections_open += 1
@@ -285,11 +305,11 @@ class Connections:
         if self._draining:
             guest.end()
 
-    async def _serve(self, guest: _Guest) -> None:
-        if guest.announced:
-            try:
-                await self._announce(guest)
-            finally:
+    async def _serve_announced(self, guest: _Guest) -> None:
+        try:
+            await self._announce(guest)
+        finally:
+            if guest.announced:
                 guest.announced.set()
         if guest.connection:
             await guest.connection.run()
@@ -305,17 +325,21 @@ class Connections:
             self._counters.connections_refused["proxy_header"] += 1
             why = str(error) or f"it sent no PROXY header within {_HEADER_SECONDS:g} s"
             text = "%s, a proxy of %s.proxy_protocol_from, was refused, and no record of it read: %s."
-            _log.warning(text, proxy, guest.admission.setting, why)
+            _log.warning(text, proxy, guest.terms.admission.setting, why)
             return
         if not header:
             return
         if header.source:
             guest.peer, guest.host = name(header.source), header.source[0]
-        guest.refused = self._refuses(guest.peer, guest.host, guest.admission)
+        terms = guest.terms
+        guest.refused = self._refuses(guest.peer, guest.host, terms.admission)
         if not guest.refused:
-            # Only now: whoever adopts it does not ask for a header.
-            self._manager.call(guest.stream.sock, guest.peer)
-            if guest.kept:
+            if terms.tls:
+                guest.stream = self._stream(guest.stream.release(), guest.peer, terms.tls)
+            else:
+                # Only now: whoever adopts it does not ask for a header.
+                self._manager.call(guest.stream.sock, guest.peer)
+            if terms.kept:
                 self._manager.keep(guest.stream.sock)
             self._admit(guest)
             if self._draining:
@@ -339,7 +363,7 @@ class Connections:
             # What the manager keeps of it may have another chance, in the next process.
             guest.release().close()
         else:
-            if guest.connection:
+            if guest.connection and guest.stream.transferable:
                 self._manager.forget(guest.stream.sock)
             guest.close()
         self._forget(guest)
@@ -364,6 +388,20 @@ class Connections:
         self._draining = True
         for guest in self._open.values():
             guest.end()
+
+    async def untransferable_ended(self) -> None:
+        """Tell the peers to end whose connections no other process could go on with; wait until they have."""
+        for guest in self.untransferable:
+            guest.end()
+        while self.untransferable:
+            one_ended = asyncio.Event()
+            self.when_freed(one_ended.set)
+            await one_ended.wait()
+
+    @property
+    def untransferable(self) -> list[_Guest]:
+        """The connections that only this process can serve."""
+        return [guest for guest in self._open.values() if not guest.stream.transferable]
 
     async def ended(self) -> None:
         """Wait until no connection is open."""
@@ -398,7 +436,7 @@ class Connections:
         return left
 
 
-async def _header(stream: PlainStream) -> proxy_protocol.Header | None:
+async def _header(stream: Stream) -> proxy_protocol.Header | None:
     """Take the PROXY header off a stream; return None if the stream ends before its first byte.
 
     Raises `ProxyHeaderError` if it begins with anything else.
@@ -424,37 +462,37 @@ class Listener:
     def __init__(
         self,
         sock: socket.socket,
-        framing: Framing,
+        terms: Terms,
         connections: Connections,
         manager: Manager,
         counters: Counters,
-        *,
-        admission: Admission,
     ) -> None:
         self.address = name(sock.getsockname())
         self.socket = self._sock = sock
         self._manager = manager
-        self._framing = framing
-        self._admission = admission
+        self._terms = terms
         self._connections = connections
         self._counters = counters
         self._loop = asyncio.get_running_loop()
         self._accepting = False
+        self._closed = False
 
     def open(self) -> None:
-        """Listen and accept. Raises `OSError` if another program has begun to listen there."""
+        """Listen and accept, also after a `pause`. Raises `OSError` if another program has begun to listen there."""
         if not is_listening(self._sock):
             self._sock.listen(_BACKLOG)
         self._manager.keep(self._sock)
+        self._closed = False
         self._resume()
 
     def pause(self) -> None:
         """Accept nobody for now; who connects waits."""
+        self._closed = True
         self._pause()
 
     def close(self) -> None:
         """Accept who has connected already, then nobody."""
-        self._pause()
+        self.pause()
         # Closing resets who is in the backlog, with what it has sent.
         with contextlib.suppress(BlockingIOError, OSError):
             while True:
@@ -462,7 +500,7 @@ class Listener:
         close_bound(self._sock)
 
     def _resume(self) -> None:
-        if not self._accepting and self._sock.fileno() >= 0:
+        if not self._accepting and not self._closed:
             self._accepting = True
             self._loop.add_reader(self._sock.fileno(), self._accept_some)
 
@@ -476,6 +514,10 @@ class Listener:
             if self._connections.full:
                 self._pause_for("max_connections", "as many connections are open as max_connections allows")
                 self._connections.when_freed(self._resume)
+                return
+            if (tls := self._terms.tls) and tls.full:
+                self._pause_for("handshakes", "as many TLS handshakes are under way as may be at a time")
+                tls.when_freed(self._resume)
                 return
             try:
                 self._accept()
@@ -495,7 +537,7 @@ class Listener:
 
     def _accept(self) -> None:
         sock, address = self._sock.accept()
-        self._connections.accept(sock, address, self._framing, self._admission)
+        self._connections.accept(sock, address, self._terms)
 
 
 def is_listening(sock: socket.socket) -> bool:

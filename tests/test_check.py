@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from syslogger.counters import Counters
 from syslogger.framing.newline import Newline
 from syslogger.kafka import Findings, Partition
 from syslogger.prometheus import MetricsServer, View
+from tests.certificates import SERVER, Authority
 from tests.mock_kafka import MockKafka
 from tests.riemann_wire import FakeRiemann, encoded
 
@@ -467,6 +469,28 @@ def test_a_receive_buffer_that_is_too_small(cluster: MockKafka, report: Run, mon
     monkeypatch.setattr(checking, "bind_listener", lambda *_: ([socket.socket()], Newline(1000), problem))
     found = report(configured(*cluster.addresses))
     found.has("note", "listeners[0].address", "is free, but the kernel grants less", "net.core.rmem_max")
+
+
+@pytest.mark.parametrize(
+    ("ends", "mark", "words"),
+    [
+        (timedelta(days=100, hours=1), "ok", "belongs to its key and expires in 100 days, on "),
+        (timedelta(days=3, hours=1), "note", "belongs to its key and expires in 3 days, on "),
+        (timedelta(hours=-1), "FAIL", "expired on "),
+    ],
+)
+def test_a_certificate(  # noqa: PLR0917
+    cluster: MockKafka, report: Run, tmp_path: Path, ends: timedelta, mark: str, words: str
+) -> None:
+    authority, now = Authority(tmp_path), datetime.now(UTC)
+    certificate, key = authority.issue(SERVER, not_before=now - timedelta(days=9), not_after=now + ends)
+    listeners = [{"address": "127.0.0.1:0", "tls": {"certificate_file": certificate, "key_file": key}}]
+    report(configured(*cluster.addresses, listeners=listeners)).has(
+        mark, f"listeners[0].tls.certificate_file {certificate} {words}{now + ends:%Y-%m-%d}"
+    )
+    listeners[0]["tls"]["key_file"] = authority.issue(SERVER)[1]
+    found = report(configured(*cluster.addresses, listeners=listeners))
+    found.has("FAIL", "listeners[0].tls.key_file", f"which is not the key of {certificate}.")
 
 
 # Its output

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -313,6 +314,52 @@ def test_tls_files(tmp_path, toml):
         text = error(file=kafka(**{"certificate": good, "key": good, name: missing}))
         assert text.startswith(f"kafka.tls_{name}_file (")
         assert text.endswith("which cannot be read: No such file or directory.")
+
+
+def test_a_listeners_tls(tmp_path, toml):
+    good, missing = tmp_path / "good.pem", tmp_path / "missing.pem"
+    good.touch()
+    pair = {"certificate_file": str(good), "key_file": str(good)}
+    ca = {"ca_file": str(good)}
+
+    def listener(table: dict[str, object]) -> str:
+        lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+        return toml("\n".join(["[[listeners]]", 'address = ":1"', "[listeners.tls]", *lines]))
+
+    found = load(file=listener(pair), environ=SERVERS).listeners[0]
+    assert found.tls.certificate_file == str(good)
+    assert found.tls.verify == "none"
+    # An address that is named elsewhere keeps its table, wherever in the list it comes.
+    found = load(file=listener(pair), environ=SERVERS | {"SYSLOGGER_LISTEN": ":2,:1"}).listeners
+    assert [each.tls.certificate_file for each in found] == ["", str(good)]
+
+    peers = ["*.example.net", "a*.*b.*", "10.1.2.3", "spiffe://x/y", "SHA1:" + ":".join(["aB"] * 20)]
+    table = pair | ca | {"verify": "required", "permitted_peers": peers}
+    assert load(file=listener(table), environ=SERVERS).listeners[0].tls.permitted_peers == tuple(peers)
+
+    for wrong, says in (
+        ({}, "certificate_file (FILE) is empty: TLS needs a certificate and its key."),
+        ({"verify": "required"} | ca, "certificate_file (FILE) is empty"),
+        ({"certificate_file": str(good)}, "key_file (FILE) is empty: TLS needs a certificate and its key."),
+        (pair | {"key_file": str(missing)}, "key_file (FILE) is "),
+        (pair | {"verify": "optional"}, 'ca_file (FILE) is empty: verify = "optional" needs the CAs to trust.'),
+        (pair | ca, 'verify (FILE) is "none", so nobody is asked for a certificate'),
+        (
+            pair | ca | {"verify": "optional", "permitted_peers": ["a"]},
+            'permitted_peers (FILE) needs verify = "required"',
+        ),
+        (table | {"permitted_peers": ["a.b*d.c"]}, 'permitted_peers (FILE) has "a.b*d.c": it may be a name, '),
+        (table | {"permitted_peers": ["SHA1:AB:CD"]}, 'permitted_peers (FILE) has "SHA1:AB:CD": it may be '),
+        (table | {"permitted_peers": ["MD5:AB", ""]}, 'permitted_peers (FILE) has "": it may be '),
+        (pair | {"minimum_version": "1.1"}, 'minimum_version (FILE) is "1.1": it may be 1.2 or 1.3'),
+        (pair | {"verfy": "none"}, "verfy (FILE) is no setting; did you mean listeners[0].tls.verify?"),
+    ):
+        file = listener(wrong)
+        assert error(file=file, environ=SERVERS).startswith(f"listeners[0].tls.{says.replace('FILE', file)}")
+    lines = ["[[listeners]]", 'address = "unix:/s"', "[listeners.tls]", f'certificate_file = "{good}"']
+    assert "listeners[0].tls (" in error(file=toml("\n".join(lines)), environ=SERVERS)
+    text = error(file=toml("[[listeners]]\ntls = true"), environ=SERVERS)
+    assert text.endswith("is true: it may be a table, written [listeners.tls].")
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,8 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +21,7 @@ from syslogger.config import Config
 from syslogger.errors import ConfigError
 from syslogger.forwarder import Forwarder, rehearse
 from syslogger.service import Stop
+from tests.certificates import SERVER, Authority
 from tests.mock_kafka import MockKafka
 from tests.waiting import until
 
@@ -320,6 +323,77 @@ async def test_who_may_send_is_each_listeners_own(
     assert cluster.records("syslog", expected=1) == [b"<13>through a proxy"]
 
 
+async def encrypted(one: Running, authority: Authority) -> ssl.SSLSocket:
+    return await asyncio.to_thread(authority.client().wrap_socket, await one.connect(), server_hostname=SERVER)
+
+
+async def test_tls_to_the_topic_and_through_a_reload(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody could go on with a TLS connection: a reload reads it to its end first."""
+
+    async def rehearse(_held: str) -> str:
+        return ""
+
+    monkeypatch.setattr(service, "rehearse", rehearse)
+    authority = Authority(tmp_path)
+    table = authority.listener()
+    listeners = [{"address": "127.0.0.1:0", "tls": table}]
+    one = Running(configured(*cluster.addresses, listeners=listeners))
+    with await encrypted(one, authority) as peer:
+        peer.sendall(b"one\ntwo\nhalf")
+        await one.until(lambda: one.forwarder.counters.records_delivered == 2)
+        assert one.forwarder.counters.certificate_expiry_seconds["127.0.0.1:0"] > time.time()
+        one.stop.reload.set()
+        handover = await one.task
+        assert isinstance(handover, service.Handover)
+        (listening,) = handover.sockets
+        listening.close()
+    assert cluster.records("syslog", expected=3) == [b"one", b"two", b"half"]
+    assert one.forwarder.counters.connections_ended == {"quiet": 1}
+
+
+async def test_a_certificate_that_has_expired(
+    cluster: MockKafka, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = Authority(tmp_path).issue_expired(SERVER)
+    listeners = [{"address": "127.0.0.1:0", "tls": {"certificate_file": certificate, "key_file": key}}]
+    async with running(configured(*cluster.addresses, listeners=listeners)) as one:
+        await one.until(lambda: one.forwarder.addresses)
+    assert f"The certificate of 127.0.0.1:0 ({certificate}) has expired" in caplog.text
+
+
+async def test_a_reload_that_would_lose_what_tls_holds_is_none(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def rehearse(_held: str) -> str:
+        return ""
+
+    monkeypatch.setattr(service, "rehearse", rehearse)
+    authority = Authority(tmp_path)
+    listeners = [{"address": "127.0.0.1:0", "tls": authority.listener()}]
+    async with running(configured(*cluster.addresses, listeners=listeners, drain_seconds=0.3)) as one:
+        with await encrypted(one, authority) as peer:
+            stop_sending = asyncio.Event()
+
+            async def send() -> None:
+                while not stop_sending.is_set():
+                    peer.sendall(b"on and on\n")
+                    await asyncio.sleep(0.01)
+
+            sending = asyncio.ensure_future(send())
+            await one.until(lambda: one.forwarder.counters.records_delivered)
+            one.stop.reload.set()
+            await one.until(lambda: "Not reloaded, and running on as before: TLS" in caplog.text)
+            await one.until(lambda: one.forwarder.state()[0])
+            stop_sending.set()
+            await sending
+        # It still listens, and the next reload is as good as any.
+        with await encrypted(one, authority) as other:
+            other.sendall(b"another\n")
+            await one.until(lambda: one.forwarder.counters.tls_handshakes == 2)
+
+
 @pytest.mark.parametrize("listeners", [[{"address": "127.0.0.1:0"}], RELP])
 async def test_connections_whose_listener_is_no_more_are_served_to_their_end(
     listeners: list[dict[str, str]], cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
@@ -396,6 +470,10 @@ def test_a_rehearsal_beside_the_process_that_runs(tmp_path: Path) -> None:
     assert not path.exists(), "it is gone when the rehearsal is over"
     with pytest.raises(ConfigError, match=r"^listeners\[0\]\.address: cannot listen on unix:/no/s: "):
         rehearse(configured("127.0.0.1:1", listeners=[{"address": "unix:/no/s"}]), held)
+    authority = Authority(tmp_path / "authority")
+    table = authority.listener() | {"key_file": authority.issue(SERVER)[1]}
+    with pytest.raises(ConfigError, match=r"listeners\[0\]\.tls\.key_file"):
+        rehearse(configured("127.0.0.1:1", listeners=[{"address": "127.0.0.1:0", "tls": table}]), "")
     wrong = tmp_path / "ca.pem"
     wrong.write_text("no certificate")
     with pytest.raises(ConfigError, match=r"kafka\.tls_ca_file"):

@@ -27,7 +27,7 @@ LAYERS = {
         "riemann",
         "prometheus",
     },
-    3: {"streams", "connection", "session", "listener", "unix_sockets"},
+    3: {"streams", "tls", "connection", "session", "listener", "unix_sockets"},
     4: {"forwarder"},
     5: {"cli", "check", "demo", "__main__"},
 }

@@ -10,17 +10,22 @@ import os
 import socket
 import struct
 from collections.abc import AsyncIterator, Callable
+from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
+from syslogger import config, streams, tls
 from syslogger import listener as module
-from syslogger import streams
 from syslogger.admission import Admission, Networks
 from syslogger.counters import Counters
 from syslogger.errors import ConfigError
 from syslogger.framing.newline import Newline
-from syslogger.listener import Connections, Listener, bind
+from syslogger.listener import Connections, Listener, Terms, bind
 from syslogger.streams import Poller
+from syslogger.tls import Tls
+from tests.certificates import SERVER, Authority
 from tests.fakes import FakeManager, FakeSink
 from tests.waiting import until
 
@@ -46,11 +51,12 @@ class House:
         self.peers.append(peer)
         return self.sink
 
-    def listen(self, host: str = "127.0.0.1", admission: Admission = EVERYBODY) -> tuple[str, int]:
+    def listen(
+        self, host: str = "127.0.0.1", admission: Admission = EVERYBODY, tls: Tls | None = None
+    ) -> tuple[str, int]:
         (sock,) = bind(host, 0, BUFFER, "listeners[0].address")
-        self.listeners.append(
-            Listener(sock, Newline(1000), self.connections, self.manager, self.counters, admission=admission)
-        )
+        terms = Terms(Newline(1000), admission, tls)
+        self.listeners.append(Listener(sock, terms, self.connections, self.manager, self.counters))
         self.listeners[-1].open()
         return sock.getsockname()[:2]
 
@@ -113,7 +119,7 @@ async def test_addresses_of_both_families(open_house: Callable[..., House], host
     house = open_house()
     sockets = bind(host, 0, BUFFER, "listeners[0].address")
     for sock in sockets:
-        one = Listener(sock, Newline(1000), house.connections, house.manager, house.counters, admission=EVERYBODY)
+        one = Listener(sock, Terms(Newline(1000)), house.connections, house.manager, house.counters)
         house.listeners.append(one)
         one.open()
         family, port = sock.family, sock.getsockname()[1]
@@ -246,7 +252,7 @@ async def test_connections_are_handed_over_as_they_are(open_house: Callable[...,
     sockets = await house.connections.release()
     assert house.counters.connections_ended == {"handover": 3}
     for sock in sockets:
-        next_house.connections.adopt(sock, Newline(1000), EVERYBODY)
+        next_house.connections.adopt(sock, Terms(Newline(1000)))
     house.listeners[0].close()
     peers[0].sendall(b" no more\n")
     peers[2].sendall(b"2\n")
@@ -491,7 +497,7 @@ async def test_who_is_adopted_is_asked_for_no_header_again(open_house: Callable[
     assert len(house.manager.kept) == 3
     next_house.manager.peers = house.manager.peers
     for sock in await house.connections.release():
-        next_house.connections.adopt(sock, Newline(1000), proxied())
+        next_house.connections.adopt(sock, Terms(Newline(1000), proxied()))
     assert next_house.peers == ["192.0.2.1:4711"] * 2
     assert next_house.connections._of_address == {"192.0.2.1": 2}
     peer.sendall(b"nished\n")
@@ -560,3 +566,68 @@ async def test_ages_differ(open_house: Callable[..., House]) -> None:
         peer.close()
     await until(lambda: house.counters.connections_open == 0)
     assert all(timer.cancelled() for timer in timers if timer)
+
+
+@pytest.fixture
+def authority(tmp_path: Path) -> Authority:
+    return Authority(tmp_path)
+
+
+def opened(table: dict[str, Any]) -> Tls:
+    return Tls(msgspec.convert(table, config.Tls), "listeners[0].tls")
+
+
+async def test_tls_peers_beside_plain_ones(open_house: Callable[..., House], authority: Authority) -> None:
+    house = open_house()
+    plain, encrypted = house.listen(), house.listen(tls=opened(authority.listener()))
+    one = socket.create_connection(plain)
+    bare = socket.create_connection(encrypted)
+    other = await asyncio.to_thread(authority.client().wrap_socket, bare, server_hostname=SERVER)
+    one.sendall(b"plain\n")
+    other.sendall(b"encrypted\n")
+    assert sorted(await house.sink.has(2)) == [b"encrypted", b"plain"]
+    assert len(house.manager.kept) == 3, "the listeners and the plain one: nobody could go on with the other"
+    # Those that cannot be handed over end, the others stay.
+    ending = asyncio.ensure_future(house.connections.untransferable_ended())
+    other.sendall(b"last words")
+    await asyncio.wait_for(ending, 5)
+    assert await house.sink.has(3)
+    assert house.counters.connections_open == 1
+    assert not house.connections.untransferable
+    for peer in (one, other):
+        peer.close()
+
+
+async def test_as_many_handshakes_as_may_be(
+    open_house: Callable[..., House], authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "_MOST_HANDSHAKES", 3)
+    house = open_house()
+    address = house.listen(tls=opened(authority.listener(handshake_seconds=0.5)))
+    silent = [socket.create_connection(address) for _ in range(5)]
+    await until(lambda: house.counters.accept_pauses["handshakes"] == 1)
+    assert house.counters.connections_open == 3
+    peer = await asyncio.to_thread(
+        authority.client().wrap_socket, socket.create_connection(address), server_hostname=SERVER
+    )
+    peer.sendall(b"in turn\n")
+    assert await house.sink.has(1) == [b"in turn"]
+    await until(lambda: house.counters.connections_ended["handshake"] == 5)
+    assert house.counters.tls_handshake_failures == {"timeout": 5}
+    for each in (peer, *silent):
+        each.close()
+
+
+async def test_a_pause_holds_whatever_becomes_free(open_house: Callable[..., House]) -> None:
+    house = open_house(most=1)
+    address = house.listen()
+    first, second = socket.create_connection(address), socket.create_connection(address)
+    await until(lambda: house.counters.accept_pauses["max_connections"])
+    house.listeners[0].pause()
+    first.close()
+    await until(lambda: house.counters.connections_open == 0)
+    await asyncio.sleep(0.02)
+    assert house.counters.connections_accepted == 1
+    house.listeners[0].open()
+    await until(lambda: house.counters.connections_accepted == 2)
+    second.close()

@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from syslogger import __version__, prometheus
+from syslogger import __version__, prometheus, tls
 from syslogger.counters import Counters
 from syslogger.prometheus import MetricsServer, View
 
@@ -84,6 +84,9 @@ async def test_every_counter_is_exported_under_its_name() -> None:
     now.connections_ended["eof"] = 22
     now.accept_pauses["files"] = 23
     now.connections_refused["allow"] = 27
+    now.tls_handshakes = 28
+    now.tls_handshake_failures["expired"] = 29
+    now.certificate_expiry_seconds[":6514"] = 2e9
     now.batch_failures["NotLeaderForPartitionError"] = 24
     with program.served() as server:
         samples = (await get(server, "/metrics")).samples
@@ -107,6 +110,9 @@ async def test_every_counter_is_exported_under_its_name() -> None:
         'syslogger_connections_ended_total{cause="eof"}': 22,
         'syslogger_accept_pauses_total{cause="files"}': 23,
         'syslogger_connections_refused_total{cause="allow"}': 27,
+        "syslogger_tls_handshakes_total": 28,
+        'syslogger_tls_handshake_failures_total{cause="expired"}': 29,
+        'syslogger_tls_certificate_expiry_timestamp_seconds{listener=":6514"}': 2e9,
         'syslogger_batch_failures_total{error="NotLeaderForPartitionError"}': 24,
         "syslogger_ready": 1,
     }
@@ -131,6 +137,7 @@ async def test_known_causes_are_0_from_the_start() -> None:
         'syslogger_connections_ended_total{cause="quiet"}': 0,
         'syslogger_connections_ended_total{cause="deadline"}': 0,
         'syslogger_connections_ended_total{cause="error"}': 0,
+        'syslogger_connections_ended_total{cause="handshake"}': 0,
         'syslogger_connections_ended_total{cause="handover"}': 0,
         'syslogger_connections_ended_total{cause="close"}': 0,
         'syslogger_connections_ended_total{cause="serverclose"}': 0,
@@ -144,7 +151,8 @@ async def test_known_causes_are_0_from_the_start() -> None:
         'syslogger_connections_refused_total{cause="proxy_header"}': 0,
         'syslogger_accept_pauses_total{cause="max_connections"}': 0,
         'syslogger_accept_pauses_total{cause="files"}': 0,
-    }
+        'syslogger_accept_pauses_total{cause="handshakes"}': 0,
+    } | {f'syslogger_tls_handshake_failures_total{{cause="{cause}"}}': 0 for cause in tls._FAILURES}
 
 
 async def test_histograms_are_cumulative() -> None:

@@ -17,7 +17,7 @@ from syslogger import streams
 from syslogger.admission import Admission, Networks
 from syslogger.counters import Counters
 from syslogger.framing.relp import SERVERCLOSE, Relp
-from syslogger.listener import Connections, name
+from syslogger.listener import Connections, Terms, name
 from syslogger.session import Session
 from syslogger.streams import Poller
 from tests.fakes import FakeManager, FakeSink
@@ -30,12 +30,11 @@ class House:
     """The sessions of one process over one sink."""
 
     def __init__(self, poller: Poller) -> None:
-        self.admission = Admission()
         self.sink = FakeSink()
         self.counters = Counters()
         self.manager = FakeManager()
         self.connections = Connections(100, lambda _peer: self.sink, poller, self.manager, self.counters)
-        self.framing = Relp(1000)
+        self.terms = Terms(Relp(1000))
 
     def connect(self, *, small: bool = False) -> socket.socket:
         """Return a peer's end of a new session; where it is `small`, few answers fit into the kernels' buffers."""
@@ -50,7 +49,7 @@ class House:
         if small:
             accepted.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 8192)
         peer.settimeout(10)
-        self.connections.accept(accepted, address, self.framing, self.admission)
+        self.connections.accept(accepted, address, self.terms)
         return peer
 
     def check_sums(self) -> None:
@@ -315,7 +314,7 @@ async def test_a_session_is_handed_over_and_answered_by_the_next(house: House, p
         await house.sink.was_given(1)
         (sock,) = await house.connections.release()
         assert house.counters.connections_ended == {"handover": 1}
-        following.connections.adopt(sock, following.framing, following.admission)
+        following.connections.adopt(sock, following.terms)
         peer.sendall(b"wo\n")
         assert await heard(peer, len(ok(1, 2))) == ok(1, 2)
     assert house.sink.records == []
@@ -324,7 +323,7 @@ async def test_a_session_is_handed_over_and_answered_by_the_next(house: House, p
 
 
 async def test_a_session_of_age_is_told_so_and_answered_first(house: House) -> None:
-    house.admission = Admission(max_age_seconds=0.05)
+    house.terms = house.terms._replace(admission=Admission(max_age_seconds=0.05))
     with house.connect() as peer:
         peer.sendall(message(1, b"one"))
         assert await end(peer) == ok(1) + SERVERCLOSE
@@ -335,7 +334,7 @@ PROXY = b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 20514\r\n"
 
 
 async def test_a_session_behind_a_proxy_is_named_and_not_kept(house: House, poller: Poller) -> None:
-    house.admission = Admission(proxies=Networks(["127.0.0.0/8"]))
+    house.terms = house.terms._replace(admission=Admission(proxies=Networks(["127.0.0.0/8"])))
     following = House(poller)
     following.manager = following.connections._manager = house.manager
     with house.connect() as peer:
@@ -343,13 +342,13 @@ async def test_a_session_behind_a_proxy_is_named_and_not_kept(house: House, poll
         assert await heard(peer, len(ok(1))) == ok(1)
         assert not house.manager.kept
         (sock,) = await house.connections.release()
-        following.connections.adopt(sock, following.framing, following.admission)
+        following.connections.adopt(sock, following.terms)
         assert [guest.peer for guest in following.connections._open.values()] == ["192.0.2.1:4711"]
     await following.ended(eof=1)
 
 
 async def test_a_peer_that_has_gone_before_its_proxy_header_was_read_is_let_go(house: House) -> None:
-    house.admission = Admission(proxies=Networks(["127.0.0.0/8"]))
+    house.terms = house.terms._replace(admission=Admission(proxies=Networks(["127.0.0.0/8"])))
     with house.connect() as unfinished:
         unfinished.sendall(PROXY + b"1 syslog 3 on")
     with house.connect() as leaving:
@@ -359,7 +358,7 @@ async def test_a_peer_that_has_gone_before_its_proxy_header_was_read_is_let_go(h
 
 
 async def test_a_stop_before_the_proxy_header_gives_a_session_no_life(house: House) -> None:
-    house.admission = Admission(proxies=Networks(["127.0.0.0/8"]))
+    house.terms = house.terms._replace(admission=Admission(proxies=Networks(["127.0.0.0/8"])))
     with house.connect() as peer:
         house.connections.half_close()
         peer.sendall(PROXY + message(1, b"one"))

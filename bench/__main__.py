@@ -140,7 +140,7 @@ def _measure(
     """Run everything, filling in the results."""
     begun, compared = time.monotonic(), {work.name: work for work in results.works}
     steps = [(work, number) for number in range(line.rounds) for work in chosen if _takes_part(work, number)]
-    each = {work.name: _seconds(work, len(forwarders)) for work, _ in steps}
+    each = {work.name: _seconds(work, len(_who(work, forwarders))) for work, _ in steps}
     with Bar(sum(each[work.name] for work, _ in steps)) as bar:
         for key in dict.fromkeys(work.key for work in chosen):
             bar.now("starts Kafka")
@@ -177,6 +177,12 @@ def _takes_part(work: Work, number: int) -> bool:
     return number == 0 or not isinstance(work.load, Outage)  # its figures hardly differ, and it takes long
 
 
+def _who(work: Work, forwarders: dict[str, type[Peer]]) -> list[str]:
+    if work.ours_alone:
+        return [OURS]
+    return [name for name, forwarder in forwarders.items() if work.protocol in forwarder.protocols]
+
+
 def _round(
     work: Work,
     number: int,
@@ -188,7 +194,7 @@ def _round(
     scratch: Path,
 ) -> None:
     """Let each forwarder do the work once, beginning with another one each time."""
-    names = [OURS] if work.ours_alone else list(forwarders)
+    names = _who(work, forwarders)
     turn = number % len(names)
     for name in names[turn:] + names[:turn]:
         bar.now(f"{work.name}, round {number + 1}, {name}")

@@ -17,6 +17,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from bench import relp
 from bench.lines import timed
 
 _TICK_SECONDS = 0.001
@@ -78,12 +79,15 @@ def main() -> None:
     spec = json.loads(sys.argv[1])
     payload = Path(spec["payload"]).read_bytes() if "payload" in spec else b""
     sockets = [_connect(spec["port"], spec.get("send_buffer", 0)) for _ in range(spec["connections"])]
+    sessions = [relp.Session(sock) for sock in sockets] if spec.get("protocol") == "relp" else []
     gc.disable()
     _say({"connected": len(sockets)})
     if not sys.stdin.readline():
         return
     begun, began = time.time(), time.monotonic()
-    if payload:
+    if sessions:
+        relp.burst(sessions, payload)
+    elif payload:
         burst(sockets, payload)
     else:
         paced(sockets, per_second=spec["per_second"], seconds=spec["seconds"], size=spec["size"])

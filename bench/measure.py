@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from bench import lines
+from bench import lines, relp
 from bench.peers import Peer, Route, printed
 from bench.works import Burst, Figure, Outage, Paced, Starts, Work
 from tests.system.cluster import Cluster
@@ -118,7 +118,9 @@ def run(work: Work, forwarder: type[Peer], kafka: Kafka43 | Cluster, directory: 
         if isinstance(work.load, Starts):
             return _starts(work.load, forwarder, kafka, topic, directory)
         load = work.load.burst if isinstance(work.load, Outage) else work.load
-        route = Route(free_port(), kafka.bootstrap, topic, work.partitions, work.compression, load.connections)
+        route = Route(
+            free_port(), kafka.bootstrap, topic, work.partitions, work.compression, work.protocol, load.connections
+        )
         part = forwarder(directory, route)
         try:
             opened.enter_context(part)
@@ -138,7 +140,7 @@ def run(work: Work, forwarder: type[Peer], kafka: Kafka43 | Cluster, directory: 
 
 def _helpers(load: Burst | Paced, route: Route, payload: Path, *, slow: bool) -> tuple[Helper, Helper]:
     """Return the load generator and the counter, not yet started."""
-    send: dict[str, Any] = {"port": route.port, "connections": load.connections}
+    send: dict[str, Any] = {"port": route.port, "connections": load.connections, "protocol": route.protocol}
     count: dict[str, Any] = {
         "bootstrap": route.bootstrap,
         "topic": route.topic,
@@ -166,7 +168,7 @@ def _patience(load: Burst | Paced) -> float:
 def _prime(route: Route, arrivals: Helper) -> None:
     """Return when a first line has come all the way: connections to Kafka are open, and the counter reads."""
     with socket.create_connection(("127.0.0.1", route.port), 10) as sock:
-        sock.sendall(lines.PRIME + b"\n")
+        sock.sendall(relp.Session(sock).framed([lines.PRIME]) if route.protocol == "relp" else lines.PRIME + b"\n")
         arrivals.expect(60)
 
 

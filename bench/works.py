@@ -12,6 +12,9 @@ OURS = "syslogger"
 
 Figure = Literal["cpu", "rate", "rss", "p50", "p99", "p999", "growth", "ready", "help"]
 
+Protocol = Literal["syslog", "relp"]
+"""How the lines are sent: each with its LF, or in RELP's frames, with a window of them unanswered."""
+
 Against = Literal["ratio to the best peer", "more than the best peer", "value"]
 
 
@@ -82,6 +85,8 @@ class Work:
     brokers: int = 1
     partitions: int = 1
     compression: str = "none"
+    protocol: Protocol = "syslog"
+    """Other than `syslog` only for a burst."""
 
     @property
     def ours_alone(self) -> bool:
@@ -146,6 +151,14 @@ WORKS = (
         (_most("rate", 1.0), _most("cpu", 0.5)),
         brokers=3,
         partitions=8,
+    ),
+    Work(
+        "relp",
+        "RELP, 8 sessions with 128 unanswered messages each, at full speed (only syslogger answers after Kafka)",
+        Burst(400_000, connections=8),
+        (),
+        quick=Burst(100_000, connections=8),
+        protocol="relp",
     ),
     Work(
         "outage",

@@ -13,7 +13,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from bench import figures, lines, load, report, works
+from bench import figures, lines, load, relp, report, works
 from bench.arrivals import Counter
 from bench.figures import Compared, Curve, Results, Runs
 from bench.measure import Helper, Refused, accepted, cpu_seconds, unread_bytes
@@ -261,6 +261,38 @@ class received:  # noqa: N801 - reads as one
             sock.close()
         for thread in self.threads:
             thread.join()
+
+
+def answering(sock: socket.socket, found: list[bytes]) -> None:
+    """Answer as a RELP receiver, late: never before a window is full, or all has come."""
+    unanswered: list[bytes] = []
+    with sock, sock.makefile("rb") as file:
+        opened = [next(file) for _ in range(3)]
+        assert opened[0] == b"1 open %d relp_version=0\n" % (len(b"".join(opened)) - len(b"1 open 50 \n"))
+        sock.sendall(b"1 rsp 31 200 OK\nrelp_version=0\ncommands=\n")
+        for frame in file:
+            number, command, length, text = frame[:-1].split(b" ", 3)
+            assert command == b"syslog"
+            assert int(length) == len(text)
+            found.append(text)
+            unanswered.append(number)
+            assert len(unanswered) <= relp.WINDOW
+            if len(unanswered) == relp.WINDOW or text.endswith(b"999"):
+                sock.sendall(b"".join(each + b" rsp 6 200 OK\n" for each in unanswered))
+                unanswered.clear()
+
+
+def test_a_relp_burst_is_sent_with_a_window_and_ends_when_all_is_answered() -> None:
+    near, far = socket.socketpair()
+    found: list[bytes] = []
+    thread = threading.Thread(target=answering, args=(far, found))
+    thread.start()
+    payload = b"".join(map(lines.fixed(100), range(1000)))
+    with near:
+        relp.burst([relp.Session(near)], payload)
+        assert len(found) == 1000
+    thread.join()
+    assert b"".join(line + b"\n" for line in found) == payload
 
 
 # What is read from the kernel

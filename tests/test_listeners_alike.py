@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import random
 import socket
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +26,7 @@ from syslogger.framing.detected import Detected
 from syslogger.framing.newline import Newline
 from syslogger.framing.octet_counted import OctetCounted
 from syslogger.service import Stop
+from tests.certificates import SERVER, Authority
 from tests.fakes import FakeSink
 from tests.waiting import until
 
@@ -110,6 +112,61 @@ class Proxied(Tcp):
         return sender
 
 
+class EncryptedSender(Sender):
+    """Over TLS, by threads: a transport of asyncio's ends when the other end does, and could not send on."""
+
+    def __init__(self, framing: str, sock: ssl.SSLSocket) -> None:
+        self._framing = framing
+        self._count = 0
+        self._sock = sock
+
+    async def send_bytes(self, data: bytes) -> None:
+        await asyncio.to_thread(self._sock.sendall, data)
+
+    async def end(self) -> None:
+        with contextlib.suppress(OSError):
+            await asyncio.to_thread(self._sock.unwrap)
+        await self.close()
+
+    async def was_ended(self) -> None:
+        # Looked at as rsyslog does. If OpenSSL read it, it would send no more.
+        with socket.fromfd(self._sock.fileno(), socket.AF_INET, socket.SOCK_STREAM) as bare:
+            bare.settimeout(30)
+            assert await asyncio.to_thread(bare.recv, 1, socket.MSG_PEEK) == b""
+
+    async def close(self) -> None:
+        self._sock.close()
+
+
+class Encrypted(Tcp):
+    """TLS."""
+
+    greeting = b""
+
+    def settings(self, directory: Path) -> dict[str, Any]:
+        self.authority = Authority(directory)
+        return super().settings(directory) | {"tls": self.authority.listener()}
+
+    async def connect(self, address: str, framing: str) -> Sender:
+        def shaken() -> ssl.SSLSocket:
+            host, _, port = address.rpartition(":")
+            sock = socket.create_connection((host, int(port)), 30)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            sock.sendall(self.greeting)
+            return self.authority.client().wrap_socket(sock, server_hostname=SERVER)
+
+        return EncryptedSender(framing, await asyncio.to_thread(shaken))
+
+
+class ProxiedEncrypted(Encrypted):
+    """TLS behind what a proxy says in the clear."""
+
+    greeting = b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 1514\r\n"
+
+    def settings(self, directory: Path) -> dict[str, Any]:
+        return super().settings(directory) | {"proxy_protocol_from": ["127.0.0.0/8"], "allow": ["192.0.2.0/24"]}
+
+
 class Unix:
     """A unix stream socket."""
 
@@ -150,7 +207,9 @@ class Way:
         return framing.split(data, final=True).records
 
 
-WAYS = [Way(framing, transport) for framing in FRAMINGS for transport in (Tcp(), Tcp6(), Proxied(), Unix())]
+TRANSPORTS = (Tcp(), Tcp6(), Proxied(), Encrypted(), ProxiedEncrypted(), Unix())
+
+WAYS = [Way(framing, transport) for framing in FRAMINGS for transport in TRANSPORTS]
 
 
 class FakeTopic:

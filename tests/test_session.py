@@ -6,20 +6,25 @@ import asyncio
 import contextlib
 import re
 import socket
+import ssl
 import struct
 from collections.abc import AsyncIterator
+from pathlib import Path
 
+import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from syslogger import streams
+from syslogger import config, streams
 from syslogger.admission import Admission, Networks
 from syslogger.counters import Counters
 from syslogger.framing.relp import SERVERCLOSE, Relp
 from syslogger.listener import Connections, Terms, name
 from syslogger.session import Session
 from syslogger.streams import Poller
+from syslogger.tls import Tls
+from tests.certificates import SERVER, Authority
 from tests.fakes import FakeManager, FakeSink
 from tests.waiting import until
 
@@ -452,3 +457,69 @@ def test_whatever_a_peer_says_it_is_told_of_no_message_that_is_not_stored(data: 
         if found[1] == b"syslog":
             numbers.append(data[found.end() : at])
     assert b"".join(numbers) == stored
+
+
+# Over TLS
+
+
+async def shaken(authority: Authority, peer: socket.socket) -> ssl.SSLSocket:
+    return await asyncio.to_thread(authority.client().wrap_socket, peer, server_hostname=SERVER)
+
+
+@pytest.fixture
+def authority(house: House, tmp_path: Path) -> Authority:
+    authority = Authority(tmp_path)
+    table = msgspec.convert(authority.listener(), config.Tls)
+    house.terms = house.terms._replace(tls=Tls(table, "listeners[0].tls"))
+    return authority
+
+
+async def test_a_session_over_tls(house: House, authority: Authority) -> None:
+    with await shaken(authority, house.connect()) as peer:
+        assert not house.manager.kept
+        house.sink.hold()
+        peer.sendall(message(1, b"one") + message(2, b"two"))
+        await house.sink.was_given(2)
+        house.sink.release()
+        assert await heard(peer, len(ok(1, 2))) == ok(1, 2)
+        peer.sendall(message(3, b"three") + b"4 close 0\n")
+        assert await end(peer) == ok(3, 4) + SERVERCLOSE
+    assert house.sink.records == [b"one", b"two", b"three"]
+    await house.ended(close=1)
+
+
+@pytest.mark.parametrize("polite", [True, False])
+async def test_a_peer_that_goes_over_tls_is_owed_nothing(house: House, authority: Authority, *, polite: bool) -> None:
+    house.sink.hold()
+    peer = await shaken(authority, house.connect())
+    peer.sendall(message(1, b"one") + message(2, b"two"))
+    await house.sink.was_given(2)
+    if polite:
+        peer.settimeout(0.2)
+        with contextlib.suppress(OSError):  # close_notify is not answered while something is open
+            await asyncio.to_thread(peer.unwrap)
+    peer.close()
+    await house.ended(eof=1)
+    assert house.counters.records_withdrawn == 2
+    assert house.sink.records == []
+
+
+async def test_a_drain_completes_a_handshake_and_says_that_the_session_ends(house: House, authority: Authority) -> None:
+    bare = house.connect()
+    await asyncio.sleep(0)  # the session waits for the handshake
+    house.connections.half_close()
+    with await shaken(authority, bare) as peer:
+        assert await end(peer) == SERVERCLOSE
+    await house.ended(serverclose=1)
+
+
+async def test_answers_that_are_not_read_end_a_session_over_tls(
+    house: House, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "_UNREAD_SECONDS", 0.05)
+    peer = await shaken(authority, house.connect(small=True))
+    frames = b"".join(message(number, b"x") for number in range(1, 60_000))
+    with contextlib.suppress(OSError):
+        await asyncio.to_thread(peer.sendall, frames)
+    await house.ended(unread=1)
+    peer.close()

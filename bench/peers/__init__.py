@@ -13,8 +13,9 @@ import socket
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
-from bench.works import OURS
+from bench.works import OURS, Protocol
 from tests.system.parts import Part
 
 
@@ -30,12 +31,16 @@ class Route:
     topic: str
     partitions: int = 1
     compression: str = "none"
+    protocol: Protocol = "syslog"
     connections: int = 1
     """How many there will be at a time, for whoever sizes its buffers by that."""
 
 
 class Peer(Part):
     """One forwarder, as a process of its own with a directory of its own."""
+
+    protocols: ClassVar[tuple[Protocol, ...]] = ("syslog",)
+    """What it can be sent. Only who speaks a work's protocol takes part in that."""
 
     def __init__(self, directory: Path, route: Route) -> None:
         super().__init__(directory)

@@ -13,6 +13,8 @@ from tests.system.parts import free_port, toml
 class Forwarder(Peer):
     """Ready when it says so: it listens only once Kafka has answered for the topic."""
 
+    protocols = ("syslog", "relp")
+
     @classmethod
     def missing(cls) -> str:
         return ""
@@ -34,7 +36,7 @@ class Forwarder(Peer):
         path.write_text(
             toml(
                 {
-                    "listeners": [{"address": f"127.0.0.1:{route.port}"}],
+                    "listeners": [{"address": f"127.0.0.1:{route.port}", "protocol": route.protocol}],
                     "kafka": kafka,
                     "prometheus": {"address": self.answers_at},
                 }

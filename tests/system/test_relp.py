@@ -67,10 +67,7 @@ def make_relp(make_syslogger) -> Callable[..., Syslogger]:
 def impatient(tmp_path: Path, port: int, way: Way | None = None) -> Sender:
     """Start rsyslog as shipped, but one that waits no longer than 3 s for an answer."""
     way = way or Way()
-    changes = {**way.changes, 'timeout="90"': 'timeout="3"'}
-    # On disk the queue would not keep the order (README.md).
-    changes['queue.size="50000"'] = 'queue.size="500000"'
-    sender = Sender(tmp_path, port, way.shipped_as, changes)
+    sender = Sender(tmp_path, port, way.shipped_as, {**way.changes, 'timeout="90"': 'timeout="3"'})
     sender.rsyslog.start()
     return sender
 

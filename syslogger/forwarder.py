@@ -9,7 +9,7 @@ from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import NoReturn
 
-from . import logs, service
+from . import last_stop, logs, service
 from .brokers import BootstrapServers, Brokers
 from .config import Config, parse_address
 from .counters import Counters
@@ -59,7 +59,7 @@ class Forwarder:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.counters = Counters()
+        self.counters = Counters(max_connections=config.max_connections, last_stop=last_stop.read())
         self.addresses: list[str] = []
         """Where it listens, once it does."""
         self._waiting = "starting"
@@ -270,8 +270,9 @@ def rehearse(config: Config, held: str) -> None:
 
 
 def _report(cut_off: list[tuple[str, int]], why: str) -> int:
-    """Log what was not delivered, of each peer how many bytes; return the exit status."""
+    """Log what was not delivered, of each peer how many bytes, and keep the sum; return the exit status."""
     undelivered = [(peer, size) for peer, size in cut_off if size]
+    last_stop.write(sum(size for _, size in undelivered), len(cut_off))
     for peer, size in undelivered:
         _log.error("%d bytes from %s were not delivered: %s.", size, peer, why, extra={"always": True})
     if undelivered:

@@ -54,6 +54,7 @@ _CAUSES = {
     "records_cut": ("size", "eof", "reset", "quiet", "urgent"),
     "connections_ended": ("eof", "reset", "timeout", "quiet", "deadline", "error", "handover"),
     "accept_pauses": ("max_connections", "files"),
+    "records_dead_lettered": ("MessageSizeTooLarge", "RecordListTooLarge", "InvalidTimestamp", "InvalidRecord"),
 }
 """The causes that `Counters` names: each is exported as 0 from the start, so that `rate()` sees the first."""
 
@@ -216,6 +217,7 @@ class _Counters(Collector):
             _gauge("bytes_in_flight", "Bytes of those records.", now.bytes_in_flight),
             _counters("records_cut", "Records that are pieces of what was sent, by cause.", "cause", now.records_cut),
             _counter("records_misframed", "Records whose octet count is wrong or missing.", now.records_misframed),
+            _gauge("max_connections", "As many connections may be open at once.", now.max_connections),
             _gauge("connections_open", "Connections now open.", now.connections_open),
             _counter("connections_accepted", "Connections accepted.", now.connections_accepted),
             _counter("connections_adopted", "Connections taken over from the process before.", now.connections_adopted),
@@ -241,6 +243,15 @@ class _Counters(Collector):
             ),
             _histogram("batch_records", "Records in an acknowledged batch.", now.batch_records),
             _histogram("batch_bytes", "Bytes of an acknowledged batch, before compression.", now.batch_bytes),
+            _gauge(
+                "last_stop_timestamp_seconds", "When it last stopped, in Unix seconds; 0: unknown.", now.last_stop.time
+            ),
+            _gauge(
+                "last_stop_undelivered_bytes",
+                "Bytes that the last stop could not deliver in time.",
+                now.last_stop.undelivered_bytes,
+            ),
+            _gauge("last_stop_peers_cut_off", "Peers that the last stop cut off.", now.last_stop.peers_cut_off),
             _gauge("ready", "1 while Kafka acknowledges and peers are accepted, else 0.", int(snapshot.ready)),
             InfoMetricFamily("syslogger_build", "What runs.", value=self._build),
         ]
@@ -368,7 +379,7 @@ def _counter(name: str, text: str, value: int) -> Metric:
     return CounterMetricFamily(f"syslogger_{name}", text, value=value)
 
 
-def _gauge(name: str, text: str, value: int) -> Metric:
+def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"syslogger_{name}", text, value=value)
 
 

@@ -281,3 +281,25 @@ def test_a_rehearsal_beside_the_process_that_runs(tmp_path: Path) -> None:
     wrong.write_text("no certificate")
     with pytest.raises(ConfigError, match=r"kafka\.tls_ca_file"):
         rehearse(configured("a:1", kafka={"security_protocol": "SSL", "tls_ca_file": str(wrong)}), "")
+
+
+async def test_the_next_start_tells_what_a_stop_did_not_deliver(
+    cluster: MockKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    async with running(configured(*cluster.addresses, drain_seconds=0.3)) as one:
+        with await one.connect() as peer:
+            cluster.set_down()
+            peer.sendall(b"<13>stuck\n")
+            await one.until(lambda: one.forwarder.counters.records_in_flight == 1)
+            one.stop.ask()
+            assert await one.task == 1
+    cluster.set_up()
+    async with running(configured(*cluster.addresses, max_connections=5)) as one:
+        counters = one.forwarder.counters
+        assert counters.last_stop[1:] == (10, 1)
+        assert counters.max_connections == 5
+        await one.until(lambda: one.forwarder.addresses)
+        one.stop.ask()
+        assert await one.task == 0
+    assert Forwarder(configured()).counters.last_stop[1:] == (0, 0)

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "syslogger"
 
 LAYERS = {
-    0: {"__init__", "errors", "sink", "brokers", "counters", "config", "logs", "service"},
+    0: {"__init__", "errors", "sink", "brokers", "counters", "config", "logs", "service", "last_stop"},
     1: {"framing.__init__", "framing.newline", "framing.octet_counted", "framing.detected"},
     2: {
         "kafka.__init__",

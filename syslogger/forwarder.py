@@ -7,7 +7,7 @@ import logging
 import socket
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from . import last_stop, logs, service
 from .brokers import BootstrapServers, Brokers
@@ -20,7 +20,9 @@ from .framing.newline import Newline
 from .framing.octet_counted import OctetCounted
 from .kafka import Topic
 from .listener import Connections, Listener, bind, is_listening, name_of
+from .status import status
 from .streams import Poller, largest_receive_buffer, unread
+from .tap import Tap
 
 _log = logging.getLogger(__name__)
 
@@ -65,6 +67,7 @@ class Forwarder:
         self._waiting = "starting"
         """What it waits for before it is ready, in words; empty once it serves."""
         self._topic: Topic | None = None
+        self._connections: Connections | None = None
         self._held: list[str] = []
         """The ports that are its own: whoever takes its place finds them taken, and is given them."""
 
@@ -74,6 +77,13 @@ class Forwarder:
         waiting = self._waiting or ("waiting for Kafka" if problem else "")
         reason = ": ".join(part for part in (waiting, problem) if part)
         return not reason, reason or "ready"
+
+    async def status(self) -> dict[str, Any]:
+        """Say what it is at, in plain values; see `status`."""
+        connections = self._connections.all if self._connections else []
+        return await status(
+            self.counters, self.state(), listening=self.addresses, topic=self._topic, connections=connections
+        )
 
     async def run(self, stop: service.Stop) -> int | service.Handover:
         """Start, serve until `stop`, drain; return the exit status, or what the next process is to carry on with."""
@@ -89,6 +99,7 @@ class Forwarder:
             # 3. Kafka.
             brokers = await started.enter_async_context(_brokers(config))
             topic = self._topic = await started.enter_async_context(Topic(config.kafka, brokers, counters))
+            await started.enter_async_context(Tap(config.tap.path, topic.show))
             manager.tell("READY=1")
             ticks = asyncio.get_running_loop().create_task(self._tick(manager))
             started.callback(ticks.cancel)
@@ -97,7 +108,7 @@ class Forwarder:
             largest_record = max(framing.max_record_bytes for framing in bound.values())
             read_bytes = max(_READ_BYTES, 2 * largest_record)
             poller = started.enter_context(Poller(read_bytes, config.kafka.commit_interval_seconds))
-            connections = Connections(config.max_connections, topic.sink, poller, manager, counters)
+            connections = self._connections = Connections(config.max_connections, topic.sink, poller, manager, counters)
             listeners = [Listener(sock, framing, connections, manager, counters) for sock, framing in bound.items()]
             self._waiting = "waiting for Kafka"
             await _first(topic.answered(), stop.asked.wait(), self._reloaded(stop))
@@ -181,7 +192,7 @@ class Forwarder:
         if config.prometheus.address:
             from .prometheus import MetricsServer, View  # noqa: PLC0415 - not everyone wants its memory
 
-            view = View(asyncio.get_running_loop(), self.counters, self.state)
+            view = View(asyncio.get_running_loop(), self.counters, self.state, self.status)
             address = parse_address(config.prometheus.address, "prometheus.address")
             try:
                 server = started.enter_context(MetricsServer(address, view))

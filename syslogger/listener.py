@@ -119,6 +119,11 @@ class Connections:
         """While the connections are handed over: the sockets of those that were."""
 
     @property
+    def all(self) -> list[Connection]:
+        """The connections that are open now."""
+        return list(self._open.values())
+
+    @property
     def full(self) -> bool:
         """Whether the cap is reached. A drain has none: who is in the backlog may have sent already."""
         return len(self._open) >= self._most and not self._draining

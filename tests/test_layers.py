@@ -24,9 +24,9 @@ LAYERS = {
         "riemann",
         "prometheus",
     },
-    3: {"streams", "connection", "listener"},
-    4: {"forwarder"},
-    5: {"cli", "check", "demo", "__main__"},
+    3: {"streams", "connection", "listener", "tap"},
+    4: {"forwarder", "status"},
+    5: {"cli", "check", "demo", "watch", "__main__"},
 }
 """A module imports from lower layers; within its own only where it is not an adapter (2)."""
 

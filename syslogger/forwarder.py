@@ -80,10 +80,8 @@ class Forwarder:
 
     async def status(self) -> dict[str, Any]:
         """Say what it is at, in plain values; see `status`."""
-        connections = self._connections.all if self._connections else []
-        return await status(
-            self.counters, self.state(), listening=self.addresses, topic=self._topic, connections=connections
-        )
+        peers = self._connections.peers if self._connections else []
+        return await status(self.counters, self.state(), listening=self.addresses, topic=self._topic, peers=peers)
 
     async def run(self, stop: service.Stop) -> int | service.Handover:
         """Start, serve until `stop`, drain; return the exit status, or what the next process is to carry on with."""

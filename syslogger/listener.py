@@ -119,9 +119,9 @@ class Connections:
         """While the connections are handed over: the sockets of those that were."""
 
     @property
-    def all(self) -> list[Connection]:
-        """The connections that are open now."""
-        return list(self._open.values())
+    def peers(self) -> list[tuple[str, socket.socket]]:
+        """The peers of the connections that are open now, each with its socket."""
+        return [(one.peer, one.stream.sock) for one in self._open.values()]
 
     @property
     def full(self) -> bool:

@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from . import __version__
-from .connection import Connection
 from .counters import Counters
 from .kafka import Topic
 from .streams import unread
@@ -39,14 +38,14 @@ async def status(
     *,
     listening: Sequence[str] = (),
     topic: Topic | None = None,
-    connections: Sequence[Connection] = (),
+    peers: Sequence[tuple[str, socket.socket]] = (),
 ) -> dict[str, Any]:
     """Return the status; numbers that are counted are since the start, durations in seconds.
 
     Latency is that of the newest deliveries, about a thousand.
     """
-    peers = await _peers(connections)
-    named = peers[:_MOST_PEERS]
+    hosts = await _hosts(peers)
+    named = hosts[:_MOST_PEERS]
     ready, reason = state
     return {
         "version": __version__,
@@ -76,7 +75,7 @@ async def status(
             "ended": dict(counters.connections_ended),
         },
         "peers": named,
-        "peers_left_out": len(peers) - len(named),
+        "peers_left_out": len(hosts) - len(named),
         **(topic.status() if topic else {"topic": "", "partitions": [], "brokers": []}),
     }
 
@@ -87,14 +86,14 @@ def _latency(recent: list[float]) -> dict[str, float]:
     return {name: recent[min(last, int(share * len(recent)))] if recent else 0.0 for name, share in _SHARES}
 
 
-async def _peers(connections: Sequence[Connection]) -> list[dict[str, Any]]:
+async def _hosts(peers: Sequence[tuple[str, socket.socket]]) -> list[dict[str, Any]]:
     """Return what is known of each host that is connected, the one that sent most first."""
     hosts: dict[str, dict[str, Any]] = {}
-    for number, connection in enumerate(connections, 1):
-        host, _, port = connection.peer.rpartition(":")
-        host = host if port.isdigit() else connection.peer
+    for number, (peer, sock) in enumerate(peers, 1):
+        host, _, port = peer.rpartition(":")
+        host = host if port.isdigit() else peer
         sums = hosts.setdefault(host, {"peer": host, "connections": 0, "received_bytes": 0, "waiting_bytes": 0})
-        received, waiting = _bytes_of(connection.stream.sock)
+        received, waiting = _bytes_of(sock)
         sums["connections"] += 1
         sums["received_bytes"] += received
         sums["waiting_bytes"] += waiting

@@ -3,30 +3,15 @@ from __future__ import annotations
 import asyncio
 import json
 import socket
-from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
-from syslogger.connection import Connection
 from syslogger.counters import Counters
 from syslogger.status import status
 from tests.waiting import until
 
 
-@dataclass
-class Stream:
-    sock: socket.socket
-
-
-@dataclass
-class Open:
-    """What is asked of a connection."""
-
-    peer: str
-    stream: Stream
-
-
-async def of(connections: list[Open], counters: Counters | None = None) -> dict[str, Any]:
-    found = await status(counters or Counters(), (True, ""), connections=cast("list[Connection]", connections))
+async def of(peers: list[tuple[str, socket.socket]], counters: Counters | None = None) -> dict[str, Any]:
+    found = await status(counters or Counters(), (True, ""), peers=peers)
     assert json.loads(json.dumps(found)) == found
     return found
 
@@ -58,7 +43,7 @@ async def test_what_each_host_has_sent_is_the_kernel_s_to_say() -> None:
             client = socket.create_connection(server.getsockname())
             pairs.append((client, server.accept()[0]))
         names = ["10.0.0.1:1", "10.0.0.1:2", "[2001:db8::1]:3"]
-        connections = [Open(name, Stream(ours)) for name, (_, ours) in zip(names, pairs, strict=True)]
+        peers = [(name, ours) for name, (_, ours) in zip(names, pairs, strict=True)]
         for size, (client, _) in zip((1000, 200, 5), pairs, strict=True):
             client.sendall(b"x" * size)
         pairs[0][1].recv(300)
@@ -68,12 +53,12 @@ async def test_what_each_host_has_sent_is_the_kernel_s_to_say() -> None:
         ]
 
         async with asyncio.timeout(10):
-            while (await of(connections))["peers"] != expected:  # noqa: ASYNC110 - the kernel has no event for it
+            while (await of(peers))["peers"] != expected:  # noqa: ASYNC110 - the kernel has no event for it
                 await asyncio.sleep(0.01)
         for pair in pairs:
             for sock in pair:
                 sock.close()
-        ended = await of(connections)
+        ended = await of(peers)
     assert [(each["connections"], each["received_bytes"]) for each in ended["peers"]] == [(2, 0), (1, 0)]
 
 
@@ -81,9 +66,14 @@ async def test_what_is_no_tcp_connection_has_no_bytes() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         theirs.sendall(b"1234")
-        found = await of([Open("/run/log.sock (uid 7)", Stream(ours))])
+        found = await of([("process 7 of user 0 at unix:/run/log.sock", ours)])
     (peer,) = found["peers"]
-    assert peer == {"peer": "/run/log.sock (uid 7)", "connections": 1, "received_bytes": 0, "waiting_bytes": 0}
+    assert peer == {
+        "peer": "process 7 of user 0 at unix:/run/log.sock",
+        "connections": 1,
+        "received_bytes": 0,
+        "waiting_bytes": 0,
+    }
 
 
 async def test_of_many_hosts_a_hundred_are_named_and_others_have_their_turn() -> None:
@@ -100,7 +90,7 @@ async def test_of_many_hosts_a_hundred_are_named_and_others_have_their_turn() ->
     await until(lambda: turns)
     with ours, theirs:
         before = turns
-        found = await of([Open(f"10.0.{number // 256}.{number % 256}:1", Stream(ours)) for number in range(1000)])
+        found = await of([(f"10.0.{number // 256}.{number % 256}:1", ours) for number in range(1000)])
     other.cancel()
     assert len(found["peers"]) == 100
     assert found["peers_left_out"] == 900

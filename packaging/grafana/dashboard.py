@@ -245,7 +245,22 @@ def _peers() -> list[Timeseries]:
             "Pieces of what was sent, by cause; and records whose octet count is wrong or missing.",
             _query(f"sum by (cause) ({_rate('syslogger_records_cut_total')})", "cut: {{cause}}"),
             _query(f"sum({_rate('syslogger_records_misframed_total')})", "misframed"),
-            width=_WIDTH,
+        ),
+        _graph(
+            "Refused",
+            "cps",
+            "Connections that may not be, by cause; and TLS handshakes that failed, by cause.",
+            _query(f"sum by (cause) ({_rate('syslogger_connections_refused_total')})", "refused: {{cause}}"),
+            _query(f"sum by (cause) ({_rate('syslogger_tls_handshake_failures_total')})", "handshake: {{cause}}"),
+        ),
+        _graph(
+            "Certificates",
+            "d",
+            "Days until the certificate of each TLS listener expires.",
+            _query(
+                f"({_of('syslogger_tls_certificate_expiry_timestamp_seconds')} - time()) / 86400",
+                "{{listener}} of {{instance}}",
+            ),
         ),
     ]
 

@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from tests.certificates import Authority
 from tests.system.parts import ROOT, Kafka43, Part, Syslogger, free_port, until
 
 PROMETHEUS = ROOT / "packaging" / "prometheus"
@@ -77,11 +78,17 @@ class Prometheus(Part):
 
 
 @pytest.fixture
-def busy(make_syslogger: Callable[..., Syslogger], kafka43: Kafka43) -> Iterator[Syslogger]:
+def busy(make_syslogger: Callable[..., Syslogger], kafka43: Kafka43, tmp_path: Path) -> Iterator[Syslogger]:
     """Start a syslogger to whose topic Kafka refuses records of more than 2,000 bytes."""
     topic = kafka43.create_topic(max__message__bytes=2000)
     kafka43.create_topic(f"{topic}.dead-letter")
-    part = make_syslogger(kafka={"bootstrap_servers": [kafka43.bootstrap], "topic": topic})
+    part = make_syslogger(
+        kafka={"bootstrap_servers": [kafka43.bootstrap], "topic": topic},
+        listeners=[
+            {"address": f"127.0.0.1:{free_port()}"},
+            {"address": f"127.0.0.1:{free_port()}", "tls": Authority(tmp_path / "certificates").listener()},
+        ],
+    )
     part.start()
     yield part
     assert part.stop() == 0

@@ -304,7 +304,8 @@ class Service:
         self.install(package)
         self.configure(config)
         for name in self.units:
-            self.machine.write(f"/etc/systemd/system/{name}", (ROOT / name).read_text())
+            self.machine.write(f"/etc/systemd/system/{name}", (ROOT / "packaging" / name).read_text())
+        self.machine.run("ln", "-s", "/opt/syslogger/bin/syslogger", "/usr/local/bin")
         self.machine.run("systemctl", "daemon-reload")
 
     def install(self, package: Path) -> None:

@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help demo test test-unit test-system test-row soak bench deb lint format clean linux python parts
+.PHONY: help demo test test-unit test-system test-row soak bench deb lint format dashboard clean linux python parts
 
 help: ## say what there is
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -43,10 +43,14 @@ lint: .venv/.installed ## style and types
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/mypy packaging/grafana/dashboard.py
 
 format: .venv/.installed ## put the code into the one format
 	.venv/bin/ruff format .
 	.venv/bin/ruff check --fix .
+
+dashboard: .venv/.installed ## make packaging/grafana/syslogger.json from dashboard.py beside it
+	.venv/bin/python packaging/grafana/dashboard.py
 
 clean: ## remove all that was made here
 	rm -rf .venv .venv-demo .venv-bench .cache build dist .hypothesis .pytest_cache .mypy_cache .ruff_cache

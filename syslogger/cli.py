@@ -13,7 +13,9 @@ import logging
 import os
 import re
 import sys
+from collections.abc import Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import TYPE_CHECKING, NoReturn
 
 from syslogger import __version__, logs
@@ -22,7 +24,7 @@ from syslogger.errors import ConfigError
 if TYPE_CHECKING:  # msgspec is not needed for --help
     from syslogger.config import Config
 
-COMMANDS = ("run", "check", "demo")
+COMMANDS = ("run", "check", "top", "tap", "demo")
 
 _HELP = """\
 Takes syslog over TCP, appends every record to a Kafka topic, and loses nothing.
@@ -30,6 +32,8 @@ Takes syslog over TCP, appends every record to a Kafka topic, and loses nothing.
 commands:
   run                       do so until told to stop (also without a command)
   check                     try the settings, ZooKeeper, Kafka and Riemann
+  top                       what a running one is at, anew every second
+  tap                       the records that pass a running one, as they pass
   demo                      the whole way on this machine, with a Kafka inside
 
 example:
@@ -104,13 +108,16 @@ def _main(argv: list[str]) -> int:
         return 0
     if sys.platform != "linux":
         raise ConfigError(f"It runs on Linux only, and this is {sys.platform}.")
-    return _demo(line) if command == "demo" else _run_or_check(command, line)
+    match command:
+        case "demo":
+            return _demo(line)
+        case "top" | "tap":
+            return _watch(command, line)
+    return _run_or_check(command, line)
 
 
 def _demo(line: argparse.Namespace) -> int:
-    for name, value in vars(line).items():
-        if value is not None and name not in ("listen", "count"):
-            raise _UsageError(f"demo takes --listen and --count only, not {_flag(name)}")
+    _takes_only("demo", line, "listen", "count")
     if line.listen and len(line.listen) > 1:
         raise _UsageError("demo takes one --listen only")
     from syslogger.demo import demo  # noqa: PLC0415 - brings the Kafka client
@@ -118,9 +125,30 @@ def _demo(line: argparse.Namespace) -> int:
     return demo(line.listen[0] if line.listen else "127.0.0.1:1514", line.count)
 
 
+def _watch(command: str, line: argparse.Namespace) -> int:
+    takes = ("config", "count") if command == "top" else ("config", "count", "peer", "text")
+    _takes_only(command, line, *takes)
+    from syslogger.watch import tap, top  # noqa: PLC0415 - brings msgspec
+
+    # Neither asks Kafka for anything: where it is need not be known.
+    config = _config(line, {"kafka.zookeeper": "localhost:2181"})
+    if command == "top":
+        return top(config, line.count)
+    return tap(config, line.peer or "", line.text or "", line.count)
+
+
+def _takes_only(command: str, line: argparse.Namespace, *takes: str) -> None:
+    for name, value in vars(line).items():
+        if value is not None and name not in takes:
+            *others, last = map(_flag, takes)
+            raise _UsageError(f"{command} takes {', '.join(others)} and {last} only, not {_flag(name)}")
+
+
 def _run_or_check(command: str, line: argparse.Namespace) -> int:
-    if line.count is not None:
-        raise _UsageError(f"--count is for demo, not for {command}")
+    for name in ("count", "peer", "text"):
+        if getattr(line, name) is not None:
+            others = "demo, top and tap" if name == "count" else "tap"
+            raise _UsageError(f"{_flag(name)} is for {others}, not for {command}")
     config = _config(line)
     logs.configure(config.log.level, config.log.period_seconds)
     if _is_go(line) and not line.publish:
@@ -144,7 +172,7 @@ def _run_or_check(command: str, line: argparse.Namespace) -> int:
     return run(config)
 
 
-def _config(line: argparse.Namespace) -> Config:
+def _config(line: argparse.Namespace, defaults: Mapping[str, str] = MappingProxyType({})) -> Config:
     from syslogger.config import load  # noqa: PLC0415 - brings msgspec
 
     flags: dict[str, tuple[str, str]] = {}
@@ -162,7 +190,7 @@ def _config(line: argparse.Namespace) -> Config:
             case "verbose":
                 value = "debug"
         flags[setting] = (_flag(name), value)
-    return load(file=line.config, environ=os.environ, flags=flags, defaults=_GO_DEFAULTS if _is_go(line) else {})
+    return load(file=line.config, environ=os.environ, flags=flags, defaults=_GO_DEFAULTS if _is_go(line) else defaults)
 
 
 def _is_go(line: argparse.Namespace) -> bool:
@@ -174,7 +202,7 @@ def command_line() -> _Parser:
     """Return the parser of what argparse reads: all but the command itself."""
     parser = _Parser(
         prog="syslogger",
-        usage="syslogger [run | check | demo] [flags]",
+        usage="syslogger [run | check | top | tap | demo] [flags]",
         description=_HELP,
         epilog=_EPILOG,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
@@ -194,10 +222,12 @@ def command_line() -> _Parser:
     of_run.add_argument("--topic", metavar="NAME", help="the topic (syslog)")
     of_run.add_argument("--riemann", metavar="ADDRESS", help="the Riemann to push metrics to: host:port")
     of_run.add_argument("--verbose", type=_boolean, metavar="", help="log at level debug")
-    of_demo = parser.add_argument_group("flags of demo")
+    of_watch = parser.add_argument_group("flags of top and tap, and --count of demo; both take --config")
     # For a reload: try a start beside a process that holds these ports, and end before anything is served.
     parser.add_argument("--rehearse", metavar="PORTS", help=argparse.SUPPRESS)
-    of_demo.add_argument("--count", metavar="N", type=_count, help="end when N records were printed")
+    of_watch.add_argument("--count", metavar="N", type=_count, help="end when N records, or screens, were printed")
+    of_watch.add_argument("--peer", metavar="TEXT", help="tap: only of peers with this in their name")
+    of_watch.add_argument("--text", metavar="TEXT", help="tap: only records with this in them")
     of_go = parser.add_argument_group("flags of the Go syslogger, whose start lines still work (-port 1514)")
     of_go.add_argument("--port", metavar="N", type=_port, help="as --listen :N")
     of_go.add_argument("--zkstring", metavar="LIST", help="as --zookeeper LIST")

@@ -203,7 +203,11 @@ class Prometheus(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """The `[prometheus]` table."""
 
     address: Annotated[
-        str, Meta(description="Where `/metrics`, `/healthz` and `/readyz` are served, `host:port`; empty for nowhere.")
+        str,
+        Meta(
+            description="Where the status page `/`, `/metrics`, `/healthz` and `/readyz` are served, `host:port`; "
+            "empty for nowhere."
+        ),
     ] = "127.0.0.1:9514"
 
 
@@ -215,6 +219,18 @@ class Riemann(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         float, Meta(ge=1, le=3600, description="How often; events expire after three intervals.")
     ] = 10.0
     host: Annotated[str, Meta(description="The events' host; this machine's name if empty.")] = ""
+
+
+class Tap(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The `[tap]` table."""
+
+    path: Annotated[
+        str,
+        Meta(
+            description="Unix socket for `syslogger tap`, which only root and its own user may open; "
+            "if empty, `tap` in the directory that systemd gives it (`RuntimeDirectory=`), else none."
+        ),
+    ] = ""
 
 
 class Log(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -244,6 +260,7 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     kafka: Kafka = field(default_factory=Kafka)
     prometheus: Prometheus = field(default_factory=Prometheus)
     riemann: Riemann = field(default_factory=Riemann)
+    tap: Tap = field(default_factory=Tap)
     log: Log = field(default_factory=Log)
 
 

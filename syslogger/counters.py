@@ -13,6 +13,8 @@ from bisect import bisect_left
 from collections import Counter, deque
 from dataclasses import dataclass, field
 
+from .last_stop import LastStop
+
 _RECENT = 1024
 """How many of the newest observations a histogram keeps for percentiles (go-metrics keeps 1,028)."""
 
@@ -72,6 +74,8 @@ class Counters:
     records_misframed: int = 0
     """Records with an octet count that is none, or with none where a listener insists on one."""
 
+    max_connections: int = 0
+    """As many connections may be open at once."""
     connections_open: int = 0
     connections_accepted: int = 0
     connections_adopted: int = 0
@@ -100,6 +104,8 @@ class Counters:
     """Records in those batches: at most so many may stand in the topic twice."""
     records_dead_lettered: Counter[str] = field(default_factory=Counter)
     """Delivered records that Kafka refused for themselves and that stand in the dead-letter topic, by the error."""
+    last_stop: LastStop = field(default_factory=LastStop)
+    """Of the process before this one."""
     producer_rebuilds: int = 0
     brokers_known: int = 0
     delivery_seconds: Histogram = field(default_factory=_seconds)

@@ -19,6 +19,7 @@ from . import logs, service
 from .config import Config, Kafka, Listener, Prometheus, parse_address
 from .errors import ConfigError
 from .forwarder import Forwarder
+from .watch import printable
 
 try:
     from confluent_kafka import Consumer, Producer, TopicPartition
@@ -231,16 +232,6 @@ def _print(records: list[bytes]) -> None:
     # Not by sys.stdout: what a closed pipe did not take it would try to write again at the exit, and fail.
     while data:
         data = data[os.write(sys.stdout.fileno(), data) :]
-
-
-def printable(record: bytes) -> str:
-    r"""Return the record on one line: UTF-8 as text, each byte of what cannot be printed as ``\x1b``."""
-    text = record.decode(errors="backslashreplace")
-    return text if text.isprintable() else "".join(map(_printable, text))
-
-
-def _printable(char: str) -> str:
-    return char if char.isprintable() else "".join(f"\\x{byte:02x}" for byte in char.encode())
 
 
 def _say(text: str) -> None:

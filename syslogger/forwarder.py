@@ -8,9 +8,9 @@ import socket
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from . import logs, service
+from . import last_stop, logs, service
 from .admission import Admission, Networks
 from .brokers import BootstrapServers, Brokers
 from .config import Config, parse_address, unix_path
@@ -23,7 +23,9 @@ from .framing.octet_counted import OctetCounted
 from .framing.relp import Relp
 from .kafka import Topic
 from .listener import Connections, Listener, Terms, bind, is_listening, name_of
+from .status import status
 from .streams import Poller, largest_receive_buffer, unread
+from .tap import Tap
 from .tls import Tls
 from .unix_sockets import bind_unix, close_bound
 
@@ -64,12 +66,13 @@ class Forwarder:
 
     def __init__(self, config: Config) -> None:
         self._config = config
-        self.counters = Counters()
+        self.counters = Counters(max_connections=config.max_connections, last_stop=last_stop.read())
         self.addresses: list[str] = []
         """Where it listens, once it does."""
         self._waiting = "starting"
         """What it waits for before it is ready, in words; empty once it serves."""
         self._topic: Topic | None = None
+        self._connections: Connections | None = None
         self._held: list[str] = []
         """The ports and paths that are its own: whoever takes its place finds them taken, and is given them."""
 
@@ -79,6 +82,11 @@ class Forwarder:
         waiting = self._waiting or ("waiting for Kafka" if problem else "")
         reason = ": ".join(part for part in (waiting, problem) if part)
         return not reason, reason or "ready"
+
+    async def status(self) -> dict[str, Any]:
+        """Say what it is at, in plain values; see `status`."""
+        peers = self._connections.peers if self._connections else []
+        return await status(self.counters, self.state(), listening=self.addresses, topic=self._topic, peers=peers)
 
     async def run(self, stop: service.Stop) -> int | service.Handover:
         """Start, serve until `stop`, drain; return the exit status, or what the next process is to carry on with."""
@@ -94,6 +102,7 @@ class Forwarder:
             # 3. Kafka.
             brokers = await started.enter_async_context(_brokers(config))
             topic = self._topic = await started.enter_async_context(Topic(config.kafka, brokers, counters))
+            await started.enter_async_context(Tap(config.tap.path, topic.show))
             manager.tell("READY=1")
             ticks = asyncio.get_running_loop().create_task(self._tick(manager))
             started.callback(ticks.cancel)
@@ -102,7 +111,7 @@ class Forwarder:
             largest_record = max(terms.framing.max_record_bytes for terms in bound.values())
             read_bytes = max(_READ_BYTES, 2 * largest_record)
             poller = started.enter_context(Poller(read_bytes, config.kafka.commit_interval_seconds))
-            connections = Connections(
+            connections = self._connections = Connections(
                 config.max_connections,
                 topic.sink,
                 poller,
@@ -220,7 +229,7 @@ class Forwarder:
         if config.prometheus.address:
             from .prometheus import MetricsServer, View  # noqa: PLC0415 - not everyone wants its memory
 
-            view = View(asyncio.get_running_loop(), self.counters, self.state)
+            view = View(asyncio.get_running_loop(), self.counters, self.state, self.status)
             address = parse_address(config.prometheus.address, "prometheus.address")
             try:
                 server = started.enter_context(MetricsServer(address, view))
@@ -320,8 +329,9 @@ def rehearse(config: Config, held: str) -> None:
 
 
 def _report(cut_off: list[tuple[str, int]], why: str) -> int:
-    """Log what was not delivered, of each peer how many bytes; return the exit status."""
+    """Log what was not delivered, of each peer how many bytes, and keep the sum; return the exit status."""
     undelivered = [(peer, size) for peer, size in cut_off if size]
+    last_stop.write(sum(size for _, size in undelivered), len(cut_off))
     for peer, size in undelivered:
         _log.error("%d bytes from %s were not delivered: %s.", size, peer, why, extra={"always": True})
     if undelivered:

@@ -212,6 +212,11 @@ class Connections:
         """While the connections are handed over: the sockets of those that were."""
 
     @property
+    def peers(self) -> list[tuple[str, socket.socket]]:
+        """The peers of the connections that are open now, each with its socket."""
+        return [(one.peer, one.stream.sock) for one in self._open.values()]
+
+    @property
     def full(self) -> bool:
         """Whether the cap is reached. A drain has none: who is in the backlog may have sent already."""
         return len(self._open) >= self._most and not self._draining

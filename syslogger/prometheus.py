@@ -1,4 +1,4 @@
-"""The counters as Prometheus scrapes them, and whether the program is alive and ready, over HTTP.
+"""The counters as Prometheus scrapes them, whether the program is alive and ready, and its status page, over HTTP.
 
 Everything here runs in threads of its own and touches the event loop in one way: a tiny callback
 that copies the counters. So a scrape sees them between two steps of the loop, where
@@ -12,18 +12,20 @@ import concurrent.futures
 import copy
 import dataclasses
 import io
+import json
 import logging
 import platform
 import socket
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler
 from importlib.metadata import version
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TypeVar
 
 from prometheus_client import CollectorRegistry, ProcessCollector, make_wsgi_app
 from prometheus_client.core import (
@@ -39,6 +41,18 @@ from syslogger import __version__
 from syslogger.counters import Counters, Histogram
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
+
+_PAGE = Path(__file__).with_name("status.html")
+_PAGE_HEADERS = [
+    ("Content-Type", "text/html; charset=utf-8"),
+    # It needs nothing from elsewhere.
+    (
+        "Content-Security-Policy",
+        "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'; connect-src 'self'",
+    ),
+]
 
 _THREADS = 8
 """Requests that may be under way at once; further ones wait in the listening socket's backlog."""
@@ -62,20 +76,27 @@ _CAUSES = {
         *("closed", "timeout", "not_tls", "refused", "no_certificate", "expired", "foreign", "not_permitted"),
         *("version", "protocol"),
     ),
+    "records_dead_lettered": ("MessageSizeTooLarge", "RecordListTooLarge", "InvalidTimestamp", "InvalidRecord"),
 }
 """The causes that `Counters` names: each is exported as 0 from the start, so that `rate()` sees the first."""
+
+
+async def _nothing() -> dict[str, Any]:
+    return {}
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class View:
     """What the server shows: counters written by `loop` only, and `state`, called in `loop`.
 
-    `state` returns at once: whether the program is ready, and if not, why, in words.
+    `state` returns at once: whether the program is ready, and if not, why, in words. `status` is run in `loop` and
+    returns the rest of what there is to say, in plain values.
     """
 
     loop: asyncio.AbstractEventLoop
     counters: Counters
     state: Callable[[], tuple[bool, str]]
+    status: Callable[[], Coroutine[Any, Any, dict[str, Any]]] = _nothing
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -86,7 +107,7 @@ class _Snapshot:
 
 
 class MetricsServer:
-    """Serves `/metrics`, `/healthz` and `/readyz` of a `View` from construction to `close`.
+    """Serves `/`, `/status`, `/metrics`, `/healthz` and `/readyz` of a `View` from construction to `close`.
 
     An empty host is every address. A name that does not resolve and a port that is taken raise
     OSError from the constructor. Make it before or after the loop runs, in any thread.
@@ -96,13 +117,13 @@ class MetricsServer:
         self._view = view
         self._pace_seconds = pace_seconds
         self._closing = threading.Event()
-        self._waiting: set[concurrent.futures.Future[_Snapshot]] = set()
+        self._waiting: set[concurrent.futures.Future[Any]] = set()
         self._turn = threading.Lock()
         self._next_accept = 0.0
         registry = CollectorRegistry()
         registry.register(_Counters(self.snapshot))
         ProcessCollector(registry=registry)
-        self._handler = partial(_Handler, self.snapshot, make_wsgi_app(registry))
+        self._handler = partial(_Handler, self.snapshot, self.status, make_wsgi_app(registry))
         self._socket = _bound(address)
         self._threads = [
             threading.Thread(target=self._serve, name=f"prometheus-{number}", daemon=True) for number in range(_THREADS)
@@ -147,18 +168,40 @@ class MetricsServer:
 
         Raises TimeoutError, saying why, when the loop does not answer.
         """
-        future: concurrent.futures.Future[_Snapshot] = concurrent.futures.Future()
 
-        def take() -> None:
-            if future.set_running_or_notify_cancel():
-                future.set_result(_Snapshot(*self._view.state(), _copied(self._view.counters)))
+        def ask() -> concurrent.futures.Future[_Snapshot]:
+            future: concurrent.futures.Future[_Snapshot] = concurrent.futures.Future()
 
-        self._waiting.add(future)
+            def take() -> None:
+                if future.set_running_or_notify_cancel():
+                    future.set_result(_Snapshot(*self._view.state(), _copied(self._view.counters)))
+
+            self._view.loop.call_soon_threadsafe(take)
+            return future
+
+        return self._answered(ask)
+
+    def status(self) -> dict[str, Any]:
+        """Ask the loop for the view's status; not to be called in the loop. Raises as `snapshot` does."""
+
+        def ask() -> concurrent.futures.Future[dict[str, Any]]:
+            status = self._view.status()
+            try:
+                return asyncio.run_coroutine_threadsafe(status, self._view.loop)
+            except RuntimeError:
+                status.close()
+                raise
+
+        return self._answered(ask)
+
+    def _answered(self, ask: Callable[[], concurrent.futures.Future[_T]]) -> _T:
+        future = None
         try:
+            future = ask()
+            self._waiting.add(future)
             # close() sets the event first and cancels after: one of the two sees the other
             if self._closing.is_set():
                 future.cancel()
-            self._view.loop.call_soon_threadsafe(take)
             return future.result(_ANSWER_SECONDS)
         except concurrent.futures.CancelledError:
             raise TimeoutError("syslogger is stopping") from None
@@ -167,8 +210,9 @@ class MetricsServer:
         except RuntimeError:  # asyncio's word for a loop that was closed
             raise TimeoutError("the event loop is closed") from None
         finally:
-            future.cancel()  # a late loop need not copy for nobody
-            self._waiting.discard(future)
+            if future:
+                future.cancel()  # a late loop need not copy for nobody
+                self._waiting.discard(future)
 
     def _serve(self) -> None:
         while connected := self._accepted():
@@ -226,6 +270,7 @@ class _Counters(Collector):
             _counter("bytes_withdrawn", "Bytes of those records.", now.bytes_withdrawn),
             _counters("records_cut", "Records that are pieces of what was sent, by cause.", "cause", now.records_cut),
             _counter("records_misframed", "Records whose octet count is wrong or missing.", now.records_misframed),
+            _gauge("max_connections", "As many connections may be open at once.", now.max_connections),
             _gauge("connections_open", "Connections now open.", now.connections_open),
             _counter("connections_accepted", "Connections accepted.", now.connections_accepted),
             _counter("connections_adopted", "Connections taken over from the process before.", now.connections_adopted),
@@ -257,6 +302,15 @@ class _Counters(Collector):
             ),
             _histogram("batch_records", "Records in an acknowledged batch.", now.batch_records),
             _histogram("batch_bytes", "Bytes of an acknowledged batch, before compression.", now.batch_bytes),
+            _gauge(
+                "last_stop_timestamp_seconds", "When it last stopped, in Unix seconds; 0: unknown.", now.last_stop.time
+            ),
+            _gauge(
+                "last_stop_undelivered_bytes",
+                "Bytes that the last stop could not deliver in time.",
+                now.last_stop.undelivered_bytes,
+            ),
+            _gauge("last_stop_peers_cut_off", "Peers that the last stop cut off.", now.last_stop.peers_cut_off),
             _gauge("ready", "1 while Kafka acknowledges and peers are accepted, else 0.", int(snapshot.ready)),
             InfoMetricFamily("syslogger_build", "What runs.", value=self._build),
         ]
@@ -272,11 +326,13 @@ class _Handler(BaseHTTPRequestHandler):
     def __init__(
         self,
         snapshot: Callable[[], _Snapshot],
+        status: Callable[[], dict[str, Any]],
         metrics: Callable[..., Iterable[bytes]],
         connection: socket.socket,
         peer: Any,
     ) -> None:
         self._snapshot = snapshot
+        self._status = status
         self._metrics = metrics
         super().__init__(connection, peer, None)  # type: ignore[arg-type] # there is no socketserver, nor use for one
 
@@ -299,8 +355,12 @@ class _Handler(BaseHTTPRequestHandler):
                 snapshot = self._snapshot()
                 status = HTTPStatus.OK if snapshot.ready else HTTPStatus.SERVICE_UNAVAILABLE
                 body = b"ready\n" if snapshot.ready else f"{snapshot.reason}\n".encode()
+            elif path == "/":
+                headers, body = _PAGE_HEADERS, _PAGE.read_bytes()
+            elif path == "/status":
+                headers, body = [("Content-Type", "application/json")], json.dumps(self._status()).encode()
             else:
-                status, body = HTTPStatus.NOT_FOUND, b"There are: /metrics /healthz /readyz\n"
+                status, body = HTTPStatus.NOT_FOUND, b"There are: / /status /metrics /healthz /readyz\n"
         except TimeoutError as error:
             status, body = HTTPStatus.SERVICE_UNAVAILABLE, f"{error}\n".encode()
         self.send_response(status)
@@ -384,7 +444,7 @@ def _counter(name: str, text: str, value: int) -> Metric:
     return CounterMetricFamily(f"syslogger_{name}", text, value=value)
 
 
-def _gauge(name: str, text: str, value: int) -> Metric:
+def _gauge(name: str, text: str, value: float) -> Metric:
     return GaugeMetricFamily(f"syslogger_{name}", text, value=value)
 
 

@@ -120,6 +120,7 @@ async def rehearse(argument: str) -> str:
             _, said = await process.communicate()
     except TimeoutError:
         process.kill()
+        await process.wait()
         return f"it did not start within {_REHEARSE_SECONDS:.0f} s"
     lines = said.decode(errors="replace").strip().splitlines()
     return (lines[-1] if lines else f"exit status {process.returncode}") if process.returncode else ""

@@ -12,8 +12,6 @@ from urllib.request import urlopen
 
 import pytest
 
-from syslogger.demo import printable
-
 SAMPLES = 4
 DEMO = (sys.executable, "-m", "syslogger", "demo")
 LOGGER = re.compile(r"logger -n (\S+) -P (\d+) -T hello")
@@ -176,19 +174,3 @@ def test_without_the_extra_it_says_what_to_install() -> None:
     assert done.stderr.startswith("syslogger: The demo needs the package confluent-kafka")
     assert done.stderr.endswith("pip install 'syslogger[demo]', or make demo.\n")
     assert done.stderr.count("\n") == 1
-
-
-@pytest.mark.parametrize(
-    ("record", "shown"),
-    [
-        (b"plain, with \\ and 'quotes'", "plain, with \\ and 'quotes'"),
-        ("Grüße".encode(), "Grüße"),
-        (b"cr\r", r"cr\x0d"),
-        (b"\x1b[31m\tred\n", r"\x1b[31m\x09red\x0a"),
-        (b"\xff\xfe half \xe2\x82", r"\xff\xfe half \xe2\x82"),
-        ("right to left \u202e".encode(), r"right to left \xe2\x80\xae"),
-        (b"", ""),
-    ],
-)
-def test_what_cannot_be_printed_is_escaped(record: bytes, shown: str) -> None:
-    assert printable(record) == shown

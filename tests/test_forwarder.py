@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import socket
@@ -478,3 +479,74 @@ def test_a_rehearsal_beside_the_process_that_runs(tmp_path: Path) -> None:
     wrong.write_text("no certificate")
     with pytest.raises(ConfigError, match=r"kafka\.tls_ca_file"):
         rehearse(configured("a:1", kafka={"security_protocol": "SSL", "tls_ca_file": str(wrong)}), "")
+
+
+async def test_the_next_start_tells_what_a_stop_did_not_deliver(
+    cluster: MockKafka, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("STATE_DIRECTORY", str(tmp_path))
+    async with running(configured(*cluster.addresses, drain_seconds=0.3)) as one:
+        with await one.connect() as peer:
+            cluster.set_down()
+            peer.sendall(b"<13>stuck\n")
+            await one.until(lambda: one.forwarder.counters.records_in_flight == 1)
+            one.stop.ask()
+            assert await one.task == 1
+    cluster.set_up()
+    async with running(configured(*cluster.addresses, max_connections=5)) as one:
+        counters = one.forwarder.counters
+        assert counters.last_stop[1:] == (10, 1)
+        assert counters.max_connections == 5
+        await one.until(lambda: one.forwarder.addresses)
+        one.stop.ask()
+        assert await one.task == 0
+    assert Forwarder(configured()).counters.last_stop[1:] == (0, 0)
+
+
+async def test_its_status_and_its_records_are_seen_while_it_works(cluster: MockKafka, tmp_path: Path) -> None:
+    config = configured(*cluster.addresses, tap={"path": str(tmp_path / "tap")})
+    async with running(config) as one:
+        assert (await one.forwarder.status())["state"].startswith("starting")
+        with await one.connect() as peer:
+            peer.sendall(b"<13>unseen\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+            topic = one.forwarder._topic
+            assert topic
+            (lane,) = topic._lanes.values()
+            assert "deliver" not in vars(lane), "nobody looks, and nothing is in the way"
+            reader, writer = await asyncio.open_unix_connection(tmp_path / "tap")
+            writer.write(b"{}\n")
+            await one.until(lambda: "deliver" in vars(lane))
+            peer.sendall(b"<13>seen\n")
+            async with asyncio.timeout(10):
+                seen = json.loads(await reader.readline())
+            await one.until(lambda: one.forwarder.counters.records_delivered == 2)
+            name = "{}:{}".format(*peer.getsockname())
+            assert (seen["peer"], seen["record"]) == (name, "<13>seen")
+            writer.close()
+            await one.until(lambda: "deliver" not in vars(lane))
+            status = await one.forwarder.status()
+            (partition,) = status["partitions"]
+            assert (partition["delivered"], partition["connections"]) == (2, 1)
+            assert [partition["leader"]] == [broker["address"] for broker in status["brokers"] if broker["leads"]]
+            assert status["peers"] == [
+                {"peer": "127.0.0.1", "connections": 1, "received_bytes": 20, "waiting_bytes": 0}
+            ]
+            cluster.set_down()
+            peer.sendall(b"<13>stuck\n")
+            await one.until(lambda: one.forwarder.state()[0] is False)
+            (partition,) = (await one.forwarder.status())["partitions"]
+            assert partition["unanswered_seconds"] > 0.5
+
+
+async def test_who_connects_later_is_seen_too(cluster: MockKafka, tmp_path: Path) -> None:
+    async with running(configured(*cluster.addresses, tap={"path": str(tmp_path / "tap")})) as one:
+        await one.until(lambda: one.forwarder.addresses)
+        reader, writer = await asyncio.open_unix_connection(tmp_path / "tap")
+        writer.write(b"{}\n")
+        await one.until(lambda: one.forwarder._topic and one.forwarder._topic._see)
+        with await one.connect() as peer:
+            peer.sendall(b"<13>seen\n")
+            async with asyncio.timeout(10):
+                assert json.loads(await reader.readline())["record"] == "<13>seen"
+        writer.close()

@@ -11,7 +11,7 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "syslogger"
 
 LAYERS = {
-    0: {"__init__", "errors", "sink", "brokers", "counters", "config", "logs", "service", "admission"},
+    0: {"__init__", "errors", "sink", "brokers", "counters", "config", "logs", "service", "admission", "last_stop"},
     1: {
         *("framing.__init__", "framing.newline", "framing.octet_counted", "framing.detected", "framing.relp"),
         "proxy_protocol",
@@ -27,9 +27,9 @@ LAYERS = {
         "riemann",
         "prometheus",
     },
-    3: {"streams", "tls", "connection", "session", "listener", "unix_sockets"},
-    4: {"forwarder"},
-    5: {"cli", "check", "demo", "__main__"},
+    3: {"streams", "tls", "connection", "session", "listener", "unix_sockets", "tap"},
+    4: {"forwarder", "status"},
+    5: {"cli", "check", "demo", "watch", "__main__"},
 }
 """A module imports from lower layers; within its own only where it is not an adapter (2)."""
 

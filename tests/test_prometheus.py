@@ -4,12 +4,14 @@ import asyncio
 import gzip
 import http.client
 import logging
+import re
 import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from prometheus_client import parser
@@ -27,9 +29,12 @@ class Program:
     counters: Counters = field(default_factory=Counters)
     state: tuple[bool, str] = (True, "")
 
+    async def status(self) -> dict[str, Any]:
+        return {"state": self.state[1]}
+
     @contextmanager
     def served(self, host: str = "127.0.0.1") -> Iterator[MetricsServer]:
-        view = View(asyncio.get_running_loop(), self.counters, lambda: self.state)
+        view = View(asyncio.get_running_loop(), self.counters, lambda: self.state, self.status)
         with MetricsServer((host, 0), view, pace_seconds=0) as server:
             yield server
 
@@ -260,8 +265,8 @@ async def test_healthz_and_readyz() -> None:
 
 async def test_other_paths_and_methods() -> None:
     with Program().served() as server:
-        reply = await get(server, "/")
-        assert (reply.status, reply.body) == (404, b"There are: /metrics /healthz /readyz\n")
+        reply = await get(server, "/nothing")
+        assert (reply.status, reply.body) == (404, b"There are: / /status /metrics /healthz /readyz\n")
         assert (await get(server, "/metrics", method="POST")).status == 501
 
 
@@ -405,3 +410,54 @@ def holds(condition: Callable[[], bool], seconds: float = 5) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it never held"
         time.sleep(0.001)
+
+
+async def test_the_page_needs_nothing_from_elsewhere() -> None:
+    with Program().served() as server:
+        reply = await get(server, "/")
+    assert reply.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "default-src 'none'" in reply.headers["Content-Security-Policy"]
+    assert "<title>syslogger</title>" in reply.text
+    assert not re.search(r"(?:src|href)=.?(?:https?:)?//|@import|url\(", reply.text)
+    assert "innerHTML" not in reply.text
+
+
+async def test_the_status_is_json() -> None:
+    with Program(state=(False, "waiting")).served() as server:
+        reply = await get(server, "/status")
+        assert reply.headers["Content-Type"] == "application/json"
+        assert reply.text == '{"state": "waiting"}'
+    assert (await asyncio.to_thread(server_after_close, server)) == "syslogger is stopping"
+
+
+def server_after_close(server: MetricsServer) -> str:
+    with pytest.raises(TimeoutError) as caught:
+        server.status()
+    return str(caught.value)
+
+
+async def test_a_status_that_takes_long_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prometheus, "_ANSWER_SECONDS", 0.05)
+    given_up = asyncio.Event()
+
+    async def slow() -> dict[str, Any]:
+        try:
+            return await asyncio.get_running_loop().create_future()
+        finally:
+            given_up.set()
+
+    program = Program()
+    program.status = slow  # type: ignore[method-assign]
+    with program.served() as server:
+        reply = await get(server, "/status")
+    assert (reply.status, reply.text) == (503, "the event loop does not answer\n")
+    async with asyncio.timeout(10):
+        await given_up.wait()
+
+
+def test_the_status_of_a_closed_loop() -> None:
+    loop = asyncio.new_event_loop()
+    with MetricsServer(("127.0.0.1", 0), View(loop, Counters(), lambda: (True, ""))) as server:
+        loop.close()
+        with pytest.raises(TimeoutError, match="the event loop is closed"):
+            server.status()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NoReturn, Protocol
 
@@ -32,6 +32,10 @@ _EARLY_SECONDS = 0.001
 
 BACKOFF_SECONDS = (0.2, 5.0)
 """The first pause between attempts and the longest; Kafka is to flow again within 5 s of its return."""
+
+
+See = Callable[[Sequence[bytes], str], None]
+"""Is shown the records of a delivery and their peer."""
 
 
 class _Delivery:
@@ -103,6 +107,8 @@ class Lane:
 
     def __init__(self, topic: Producers, index: int) -> None:
         self.connections = 0
+        self.delivered = 0
+        """Records that were acknowledged in batches of its own."""
         self._topic = topic
         self._index = index
         self._counters = topic.counters
@@ -149,6 +155,26 @@ class Lane:
         if self._wake and self._waiting_bytes >= self._wake_at_bytes:
             self._wake_now()
         return done
+
+    def show(self, see: See | None) -> None:
+        """Show every delivery to `see` from now on; None ends it.
+
+        What shows takes the place of `deliver`: while nobody looks there is nothing to ask, and no cost.
+        """
+        self.__dict__.pop("deliver", None)
+        if see:
+            deliver = self.deliver
+
+            def shown(records: Sequence[bytes], size: int, peer: str) -> asyncio.Future[None]:
+                see(records, peer)
+                return deliver(records, size, peer)
+
+            self.__dict__["deliver"] = shown
+
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of deliveries that no batch has taken yet."""
+        return self._waiting_bytes
 
     def shut(self) -> None:
         """Have no room any more. What was given is still delivered."""
@@ -223,6 +249,7 @@ class Lane:
                 await asyncio.sleep(next(waits))
             else:
                 self._singly = max(self._singly - count, 0)
+                self.delivered += count
                 self._counters.batches += 1
                 self._counters.batch_records.observe(count)
                 self._counters.batch_bytes.observe(size)

@@ -110,6 +110,10 @@ class Producer:
         """Return the batch that is out longest; None if none is out."""
         return next(iter(self._owed.values()), None)
 
+    def unanswered(self) -> dict[int, float]:
+        """Return since when, in loop time, the oldest batch is out, for each partition that has one."""
+        return {owed.partition: owed.since for owed in reversed(self._owed.values())}
+
     def leader(self, partition: int) -> str:
         """Return the address of a partition's leader as last heard of; empty if it has none."""
         cluster = self.inner.client.cluster

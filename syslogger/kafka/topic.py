@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from collections import Counter
 from typing import Any, NoReturn, Self
 
 import aiokafka
@@ -20,7 +21,7 @@ from syslogger.config import Kafka
 from syslogger.counters import Counters
 
 from .diagnosis import listed, named, why_not, why_stuck
-from .lane import BACKOFF_SECONDS, Lane, Outlet, pauses
+from .lane import BACKOFF_SECONDS, Lane, Outlet, See, pauses
 from .producer import FAILURES, Owed, Producer, ProducerLostError, build, client_settings, stop
 
 _log = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ class Topic:
         self._addresses_since = 0.0
         self._tried = 0.0
         self._lanes: dict[int, Lane] = {}
+        self._see: See | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     async def __aenter__(self) -> Self:
@@ -117,8 +119,41 @@ class Topic:
         for index in range(len(partitions) or 1):
             if index not in self._lanes:
                 self._lanes[index] = Lane(self, index)
+                self._lanes[index].show(self._see)
                 self._own(self._lanes[index].run())
         return Outlet(min(self._lanes.values(), key=lambda lane: lane.connections), peer)
+
+    def show(self, see: See | None) -> None:
+        """Show the records of every delivery, and their peer, to `see` from now on; None ends it."""
+        self._see = see
+        for lane in self._lanes.values():
+            lane.show(see)
+
+    def status(self) -> dict[str, Any]:
+        """Return what can be said of the topic, its partitions and the brokers, in plain values; waits for nothing."""
+        producer, now = self._producer, asyncio.get_running_loop().time()
+        partitions = producer.partitions if producer else []
+        unanswered = producer.unanswered() if producer else {}
+        led = Counter(producer.leader(partition) for partition in partitions) if producer else Counter[str]()
+        lanes = dict(zip(partitions, (self._lanes.get(index) for index in range(len(partitions))), strict=True))
+        return {
+            "topic": self.settings.topic,
+            "partitions": [
+                {
+                    "partition": partition,
+                    "leader": producer.leader(partition) if producer else "",
+                    "connections": lane.connections if lane else 0,
+                    "delivered": lane.delivered if lane else 0,
+                    "waiting_bytes": lane.waiting_bytes if lane else 0,
+                    "unanswered_seconds": now - unanswered[partition] if partition in unanswered else 0.0,
+                    "problem": self._problems.get(partition, ""),
+                }
+                for partition, lane in lanes.items()
+            ],
+            "brokers": [
+                {"address": address, "leads": led[address]} for address in sorted(producer.brokers if producer else ())
+            ],
+        }
 
     async def finish(self, seconds: float) -> bool:
         """Take nothing more; return whether everything given was acknowledged within so many seconds."""

@@ -6,6 +6,8 @@ MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 PYTEST := .venv/bin/python -m pytest
+# Most system tests wait: two at a time take half as long.
+TWO := -n 2 --dist loadgroup
 
 .PHONY: help demo test test-unit test-system test-row soak bench deb lint format dashboard clean linux python parts
 
@@ -16,13 +18,15 @@ demo: .venv-demo/.installed ## show syslogger at work, with a broker of its own:
 	@.venv-demo/bin/syslogger demo
 
 test: parts .venv/.installed ## all tests, with real rsyslog, ZooKeeper and Kafka; installs what is missing
-	$(PYTEST)
+	$(PYTEST) -m "not alone" $(TWO)
+	$(PYTEST) -m alone
 
 test-unit: .venv/.installed ## the tests that need nothing but Python
-	$(PYTEST) -m "not system"
+	$(PYTEST) -m "not system" $(TWO)
 
 test-system: parts .venv/.installed ## the tests with real rsyslog, ZooKeeper and Kafka
-	$(PYTEST) -m system
+	$(PYTEST) -m "system and not alone" $(TWO)
+	$(PYTEST) -m alone
 
 test-row: parts .venv/.installed ## the tests of one row of tests/system/FAULTS.md: make test-row ROW=12
 	@[[ "$(ROW)" =~ ^[0-9]+$$ ]] || { echo "Which row? make test-row ROW=12" >&2; exit 1; }

@@ -18,10 +18,15 @@ from tests.system.parts import SENDING_SIDE, Kafka39, Kafka43, Part, Sender, Sys
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give every test here the `system` marker and time for real parts."""
+    """Give every test here the `system` marker and time for real parts, and those of a file to one worker.
+
+    Those that boot a machine have one worker between them: each makes, or changes, the one image.
+    """
     for item in items:
         if Path(__file__).parent in item.path.parents:
             item.add_marker(pytest.mark.system)
+            boots = item.path.stem in {"test_package", "test_systemd"}
+            item.add_marker(pytest.mark.xdist_group("machine" if boots else item.path.stem))
             if not item.get_closest_marker("timeout"):
                 item.add_marker(pytest.mark.timeout(180))
 

@@ -19,6 +19,8 @@ import pytest
 from tests.system.cluster import Proxy
 from tests.system.parts import Kafka43, Load, Part, Sender, Syslogger, free_port, until
 
+pytestmark = pytest.mark.alone
+
 QUIET_PEERS = 1000
 ROUNDS = 5
 QUIET = re.compile(rb"quiet (\d+)")

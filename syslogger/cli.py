@@ -22,7 +22,7 @@ from syslogger.errors import ConfigError
 if TYPE_CHECKING:  # msgspec is not needed for --help
     from syslogger.config import Config
 
-_COMMANDS = ("run", "check", "demo")
+_COMMANDS = ("run", "check", "demo", "parse")
 
 _HELP = """\
 Takes syslog over TCP, appends every record to a Kafka topic, and loses nothing.
@@ -31,6 +31,7 @@ commands:
   run                       do so until told to stop (also without a command)
   check                     try the settings, ZooKeeper, Kafka and Riemann
   demo                      the whole way on this machine, with a Kafka inside
+  parse                     the JSON of each line of standard input
 
 example:
   syslogger --listen :1514 --bootstrap-servers kafka1:9092,kafka2:9092
@@ -104,7 +105,12 @@ def _main(argv: list[str]) -> int:
         return 0
     if sys.platform != "linux":
         raise ConfigError(f"It runs on Linux only, and this is {sys.platform}.")
-    return _demo(line) if command == "demo" else _run_or_check(command, line)
+    match command:
+        case "demo":
+            return _demo(line)
+        case "parse":
+            return _parse(line)
+    return _run_or_check(command, line)
 
 
 def _demo(line: argparse.Namespace) -> int:
@@ -118,9 +124,30 @@ def _demo(line: argparse.Namespace) -> int:
     return demo(line.listen[0] if line.listen else "127.0.0.1:1514", line.count)
 
 
+def _parse(line: argparse.Namespace) -> int:
+    for name, value in vars(line).items():
+        if value is not None and name not in ("value", "zone"):
+            raise _UsageError(f"parse takes --value and --zone only, not {_flag(name)}")
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415 - as the others
+
+    from syslogger.parse import parse  # noqa: PLC0415 - brings msgspec
+
+    try:
+        zone = ZoneInfo(line.zone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise _UsageError(f"there is no time zone {line.zone}") from None
+    try:
+        return parse(sys.stdin.buffer, sys.stdout.buffer, line.value or "json", zone)
+    except BrokenPipeError:
+        # Else the interpreter would try to write the rest again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
 def _run_or_check(command: str, line: argparse.Namespace) -> int:
-    if line.count is not None:
-        raise _UsageError(f"--count is for demo, not for {command}")
+    for name, other in (("count", "demo"), ("value", "parse"), ("zone", "parse")):
+        if getattr(line, name) is not None:
+            raise _UsageError(f"--{name} is for {other}, not for {command}")
     config = _config(line)
     logs.configure(config.log.level, config.log.period_seconds)
     if _is_go(line) and not line.publish:
@@ -173,7 +200,7 @@ def _is_go(line: argparse.Namespace) -> bool:
 def _parser() -> _Parser:
     parser = _Parser(
         prog="syslogger",
-        usage="syslogger [run | check | demo] [flags]",
+        usage="syslogger [run | check | demo | parse] [flags]",
         description=_HELP,
         epilog=_EPILOG,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
@@ -197,6 +224,9 @@ def _parser() -> _Parser:
     # For a reload: try a start beside a process that holds these ports, and end before anything is served.
     parser.add_argument("--rehearse", metavar="PORTS", help=argparse.SUPPRESS)
     of_demo.add_argument("--count", metavar="N", type=_count, help="end when N records were printed")
+    of_parse = parser.add_argument_group("flags of parse")
+    of_parse.add_argument("--value", choices=("json", "json-go"), help="the JSON to print (json)")
+    of_parse.add_argument("--zone", metavar="NAME", help="the zone of dates that name none (UTC)")
     of_go = parser.add_argument_group("flags of the Go syslogger, whose start lines still work (-port 1514)")
     of_go.add_argument("--port", metavar="N", type=_port, help="as --listen :N")
     of_go.add_argument("--zkstring", metavar="LIST", help="as --zookeeper LIST")

@@ -1,5 +1,5 @@
 # Every command of the project; `make` lists them. What is installed goes into .venv, .venv-demo, .venv-bench and .cache
-# here, and for the system tests and the benchmark some Debian packages (tests/system/install).
+# here, and for the system tests, the benchmark and the package some Debian packages (tests/system/install).
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 MAKEFLAGS += --no-print-directory
@@ -7,7 +7,7 @@ MAKEFLAGS += --no-print-directory
 PYTHON ?= python3
 PYTEST := .venv/bin/python -m pytest
 
-.PHONY: help demo test test-unit test-system test-row soak bench lint format clean linux python parts
+.PHONY: help demo test test-unit test-system test-row soak bench deb lint format clean linux python parts
 
 help: ## say what there is
 	@sed -nE 's/^([a-z-]+):.*## (.*)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
@@ -34,6 +34,10 @@ soak: parts .venv/.installed ## random faults for MINUTES (10), against three br
 bench: parts .venv-bench/.installed ## compare with rsyslog and syslog-ng (QUICK=1: in two minutes; BENCH=--help: what else)
 	@bench/install
 	@.venv-bench/bin/python -m bench $(if $(QUICK),--quick) $(BENCH)
+
+deb: .venv/.installed ## make the Debian package, for Debian 12: dist/syslogger_….deb
+	@command -v dh >/dev/null || tests/system/install debhelper
+	@packaging/build-deb
 
 lint: .venv/.installed ## style and types
 	.venv/bin/ruff check .

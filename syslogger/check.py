@@ -15,16 +15,19 @@ import posixpath
 import socket
 import sys
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from functools import partial
 from typing import Literal, NamedTuple, TypeVar
 
 from .config import Config, parse_address
 from .errors import ConfigError
-from .forwarder import bind_listener
+from .forwarder import bind_listener, listener_tls
 from .kafka import Findings, inspect
 from .listener import bind
+from .unix_sockets import close_bound
 
 _SECONDS = 15.0
 """How long the whole may take."""
@@ -35,6 +38,9 @@ _RESOLVE_SECONDS = 1.0
 _ZOOKEEPER_SECONDS = 5.0
 _RIEMANN_SECONDS = 8.0
 _HTTP_SECONDS = 2.0
+
+_FEW_DAYS = 14
+"""A certificate that expires within so many is worth a note; who renews by ACME does so with 30 left."""
 
 _RECORD_OVERHEAD_BYTES = 100
 """Kafka's format for a batch of one record: 61 for the batch, and at most 31 for the record."""
@@ -108,6 +114,8 @@ async def _addresses(config: Config) -> AsyncIterator[Line]:
     running = await _running(config)
     for number in range(len(config.listeners)):
         yield await _local(f"listeners[{number}].address", partial(_listener, config, number, running))
+        if config.listeners[number].tls.certificate_file:
+            yield _certificate(config, number)
     if running:
         name = f"prometheus.address {config.prometheus.address}"
         yield Line("note", f"{name} is taken by a syslogger that runs already; it says: {running}.")
@@ -137,11 +145,26 @@ def _listener(config: Config, number: int, running: str) -> Line:
             return Line("note", f"{name} is taken, by a syslogger that runs already or by another program.")
         return Line("FAIL", str(error))
     for sock in sockets:
-        sock.close()
+        close_bound(sock)
     if problem:
         return Line("note", f"{name} is free, but {problem}")
     largest = framing.max_record_bytes
     return Line("ok", f"{name} is free; records of up to {largest:,} bytes stay whole.")
+
+
+def _certificate(config: Config, number: int) -> Line:
+    name = f"listeners[{number}].tls.certificate_file {config.listeners[number].tls.certificate_file}"
+    try:
+        tls = listener_tls(config, number)
+    except ConfigError as error:
+        return Line("FAIL", str(error))
+    expires = tls.expires if tls else 0.0
+    day = datetime.fromtimestamp(expires, UTC).strftime("%Y-%m-%d")
+    days = int((expires - time.time()) // 86_400)
+    if days < 0:
+        return Line("FAIL", f"{name} expired on {day}: peers will refuse it.")
+    text = f"{name} belongs to its key and expires in {_number(days, 'day')}, on {day}."
+    return Line("note" if days < _FEW_DAYS else "ok", text)
 
 
 def _prometheus(config: Config) -> Line:

@@ -22,7 +22,7 @@ from syslogger.errors import ConfigError
 if TYPE_CHECKING:  # msgspec is not needed for --help
     from syslogger.config import Config
 
-_COMMANDS = ("run", "check", "demo", "parse")
+COMMANDS = ("run", "check", "demo", "parse")
 
 _HELP = """\
 Takes syslog over TCP, appends every record to a Kafka topic, and loses nothing.
@@ -91,7 +91,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _main(argv: list[str]) -> int:
-    parser = _parser()
+    parser = command_line()
     line, others = parser.parse_known_args(_in_argparse_syntax(argv))
     for other in others:
         if other.startswith("-"):
@@ -197,7 +197,8 @@ def _is_go(line: argparse.Namespace) -> bool:
     return line.port is not None or line.zkstring is not None or line.publish is not None
 
 
-def _parser() -> _Parser:
+def command_line() -> _Parser:
+    """Return the parser of what argparse reads: all but the command itself."""
     parser = _Parser(
         prog="syslogger",
         usage="syslogger [run | check | demo | parse] [flags]",
@@ -246,9 +247,9 @@ def _in_argparse_syntax(argv: list[str]) -> list[str]:
 def _command(words: list[str]) -> str:
     if not words:
         return "run"
-    if words[0] not in _COMMANDS:
-        close = get_close_matches(words[0], _COMMANDS, n=1)
-        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(_COMMANDS[:-1])} and {_COMMANDS[-1]}"
+    if words[0] not in COMMANDS:
+        close = get_close_matches(words[0], COMMANDS, n=1)
+        hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(COMMANDS[:-1])} and {COMMANDS[-1]}"
         raise _UsageError(f"there is no command {words[0]!r}: {hint}")
     if len(words) > 1:
         raise _UsageError(f"{words[1]!r} is one word too many after the command {words[0]}")

@@ -10,8 +10,9 @@ import json
 import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from difflib import get_close_matches
-from ipaddress import IPv6Address
+from ipaddress import IPv6Address, ip_interface
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
@@ -19,21 +20,71 @@ from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
 import msgspec
 from msgspec import Meta, Struct, field, inspect, structs
 
+from syslogger.admission import network
 from syslogger.errors import ConfigError
 
+Protocol = Literal["syslog", "relp"]
 Framing = Literal["auto", "newline", "octet_counted"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+TlsVersion = Literal["1.2", "1.3"]
+TlsVerify = Literal["none", "optional", "required"]
+
+
+class Tls(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
+    """The `[listeners.tls]` table of one `[[listeners]]`; without a `certificate_file` the listener is plain TCP."""
+
+    certificate_file: Annotated[
+        str,
+        Meta(description="PEM file of the listener's certificate, and of those between it and the CA; makes it TLS."),
+    ] = ""
+    key_file: Annotated[str, Meta(description="PEM file of the certificate's key, not encrypted.")] = ""
+    ca_file: Annotated[str, Meta(description="PEM file of the CAs that peers' certificates may be from.")] = ""
+    minimum_version: Annotated[
+        TlsVersion,
+        Meta(
+            description="The least TLS version that is spoken. With `1.2` and `verify`, it is the only one: under 1.3 "
+            "rsyslog takes for sent what a listener that refuses its certificate never saw."
+        ),
+    ] = "1.2"
+    verify: Annotated[
+        TlsVerify,
+        Meta(
+            description="Whether a peer must show a certificate from `ca_file` (`required`), may (`optional`, but one "
+            "that it shows must be valid), or is not asked (`none`)."
+        ),
+    ] = "none"
+    permitted_peers: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="With `required`, who may send: subject alternative names, where `*` may begin or end a part "
+            "(`*.example.net`), and fingerprints (`SHA1:E1:2D:…`, `SHA256:…`); if empty, all with a valid one."
+        ),
+    ] = ()
+    handshake_seconds: Annotated[
+        float, Meta(ge=0.1, le=300, description="How long a peer may take for the TLS handshake.")
+    ] = 10.0
 
 
 class Listener(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """One `[[listeners]]` table."""
 
     address: Annotated[
-        str, Meta(description="Where to listen: `host:port`, `[v6]:port`, or `:port` for every address.")
+        str,
+        Meta(
+            description="Where to listen: `host:port`, `[v6]:port`, `:port` for every address, or `unix:/path` for a "
+            "stream socket of this host."
+        ),
     ] = "127.0.0.1:1514"
+    protocol: Annotated[
+        Protocol,
+        Meta(
+            description="What peers speak: `syslog` over TCP, or `relp`, where each message is answered "
+            "when Kafka has acknowledged it."
+        ),
+    ] = "syslog"
     framing: Annotated[
         Framing,
         Meta(
@@ -55,6 +106,33 @@ class Listener(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             "`net.core.rmem_max`: the rest is for when an unfinished record fills it.",
         ),
     ] = 0
+    allow: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Networks whose peers may send, as `10.0.0.0/8` or `2001:db8::/32`; others are closed before "
+            "anything is read. Empty lets everybody send."
+        ),
+    ] = ()
+    proxy_protocol_from: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="Networks of proxies that say first, by the PROXY protocol (version 1 or 2), whose connection "
+            "they pass on, and must; nobody else is asked."
+        ),
+    ] = ()
+    max_connection_age_seconds: Annotated[
+        float,
+        Meta(
+            ge=0,
+            le=31_536_000,
+            description="A peer is told to end its connection, and may open another, after so long, give or take a "
+            "tenth; 0 sets no bound.",
+        ),
+    ] = 0.0
+    unix_mode: Annotated[
+        str, Meta(pattern=r"^0[0-7]{3}$", description="The permissions of a `unix:` socket; to connect takes writing.")
+    ] = "0660"
+    tls: Tls = field(default_factory=Tls)
 
 
 class Kafka(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
@@ -156,6 +234,10 @@ class Config(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         int,
         Meta(ge=1, description="At this many connections it stops accepting until one ends; nobody is turned away."),
     ] = 10_000
+    max_connections_per_address: Annotated[
+        int,
+        Meta(ge=0, description="Whoever has this many open has further ones closed, unread; 0 sets no bound."),
+    ] = 0
     drain_seconds: Annotated[
         float, Meta(ge=0, le=3600, description="How long a stop may take to deliver what connections still hold.")
     ] = 30.0
@@ -182,11 +264,19 @@ class Setting(NamedTuple):
 
 _NONE: Mapping[str, Any] = MappingProxyType({})
 _MAX_FILE_BYTES = 1 << 20  # so that `--config /dev/zero` ends
+_MAX_UNIX_PATH_BYTES = 107  # unix(7): sun_path has 108, and a NUL ends it
 _LISTEN = "SYSLOGGER_LISTEN"
 _FILE = "SYSLOGGER_CONFIG"
 
 _OF_KUBERNETES = re.compile(r"SYSLOGGER_(SERVICE_HOST|SERVICE_PORT(_.*)?|PORT(_\d+_(TCP|UDP)(_(PROTO|PORT|ADDR))?)?)")
 """Kubernetes sets these for every container beside a Service that is called `syslogger`."""
+
+_PERMITTED_PEER = re.compile(
+    r"SHA1:[0-9A-F]{2}(:[0-9A-F]{2}){19}|SHA256:[0-9A-F]{2}(:[0-9A-F]{2}){31}"
+    r"|(?!SHA\d+:)(\*|\*?[^\s*.]+\*?)(\.(\*|\*?[^\s*.]+\*?))*",
+    re.IGNORECASE,
+)
+"""A fingerprint or a name, as rsyslog's PermittedPeer has them: a `*` within a part of a name is none."""
 
 
 def _is_table(kind: object) -> bool:
@@ -292,6 +382,17 @@ def parse_address(text: str, setting: str, where: str = "") -> tuple[str, int]:
     return host[1:-1] if bracketed else host, int(port)
 
 
+def unix_path(address: str, setting: str, where: str = "") -> str:
+    """Return the path of `unix:/path`; ``""`` of any other address. Raises ConfigError, as `parse_address`."""
+    if not address.startswith("unix:"):
+        return ""
+    path = address.removeprefix("unix:")
+    if not path.startswith("/") or "," in path or "\0" in path or len(path.encode()) > _MAX_UNIX_PATH_BYTES:
+        may_be = f"unix: and an absolute path of at most {_MAX_UNIX_PATH_BYTES} bytes, without a comma"
+        raise _wrong(setting, where, f"is {_shown(address)}: it may be {may_be}.")
+    return path
+
+
 def _is_v6(host: str) -> bool:
     try:
         IPv6Address(host)
@@ -362,6 +463,9 @@ def load(
 
     config = msgspec.convert(values, Config)
     _check_listeners(config, where)
+    for index, table in enumerate(values.get("listeners", ())):
+        if "tls" in table:
+            _check_tls(config.listeners[index], f"listeners[{index}].tls", file or "")
     _check_kafka(config.kafka, where)
     _check_security(config.kafka, where)
     if config.prometheus.address:
@@ -421,7 +525,8 @@ def _read_table(
             ]
         elif _is_table(known[key]):
             if not isinstance(value, dict):
-                raise _wrong(name, origin, f"is {_shown(value)}: it may be a table, written [{name}].")
+                written = re.sub(r"\[\d+\]", "", name)
+                raise _wrong(name, origin, f"is {_shown(value)}: it may be a table, written [{written}].")
             values[key] = _read_table(value, known[key], name + ".", origin, where)
         else:
             values[key] = _convert(name, value, origin, strict=True)
@@ -447,16 +552,66 @@ def _check_listeners(config: Config, where: Mapping[str, str]) -> None:
     for index, listener in enumerate(config.listeners):
         setting = f"listeners[{index}].address"
         origin = where.get(setting, "")
-        host, port = parse_address(listener.address, setting, origin)
-        key = (str(IPv6Address(host)) if _is_v6(host) else host.lower(), port)
-        if port and key in seen:  # port 0 is another port each time
+        if path := unix_path(listener.address, setting, origin):
+            key = (path, -1)
+        else:
+            host, port = parse_address(listener.address, setting, origin)
+            key = (str(IPv6Address(host)) if _is_v6(host) else host.lower(), port)
+        if key[1] and key in seen:  # port 0 is another port each time
             raise _wrong(setting, origin, f"is {_shown(listener.address)}, which listeners[{seen[key]}] has too.")
         seen[key] = index
+        if listener.protocol == "relp" and listener.framing != "auto":
+            setting = f"listeners[{index}].framing"
+            rest = f'is {_shown(listener.framing)}: RELP has a framing of its own; leave it out, or protocol = "relp".'
+            raise _wrong(setting, where.get(setting, ""), rest)
         size, least = listener.receive_buffer_bytes, 2 * listener.max_record_bytes
         if 0 < size < least:
             setting = f"listeners[{index}].receive_buffer_bytes"
             may_be = f"0 or at least {least:,}, twice max_record_bytes"
             raise _wrong(setting, where.get(setting, ""), f"is {size:,}: it may be {may_be}.")
+        _check_networks(listener, index, where)
+
+
+def _check_networks(listener: Listener, index: int, where: Mapping[str, str]) -> None:
+    for key in ("allow", "proxy_protocol_from"):
+        setting, networks = f"listeners[{index}].{key}", getattr(listener, key)
+        origin = where.get(setting, "")
+        if networks and listener.address.startswith("unix:"):
+            raise _wrong(setting, origin, "is for peers with an address; on a unix: socket, unix_mode says who may.")
+        for each in networks:
+            try:
+                network(each)
+            except ValueError:
+                hint = "."
+                with suppress(ValueError):
+                    hint = f"; did you mean {ip_interface(each).network}?"
+                may_be = "a network as 10.0.0.0/8 or 2001:db8::/32, or an address"
+                raise _wrong(setting, origin, f"has {_shown(each)}: it may be {may_be}{hint}") from None
+
+
+def _check_tls(listener: Listener, table: str, origin: str) -> None:
+    tls = listener.tls
+    if listener.address.startswith("unix:"):
+        raise _wrong(table, origin, "is for TCP; what goes through a unix: socket does not leave the host.")
+    for key in ("certificate_file", "key_file"):
+        if not getattr(tls, key):
+            raise _wrong(f"{table}.{key}", origin, "is empty: TLS needs a certificate and its key.")
+    if tls.verify != "none" and not tls.ca_file:
+        raise _wrong(f"{table}.ca_file", origin, f'is empty: verify = "{tls.verify}" needs the CAs to trust.')
+    if tls.verify == "none" and tls.ca_file:
+        rest = 'is "none", so nobody is asked for a certificate from ca_file: it may be optional or required.'
+        raise _wrong(f"{table}.verify", origin, rest)
+    if tls.verify != "required" and tls.permitted_peers:
+        raise _wrong(f"{table}.permitted_peers", origin, 'needs verify = "required".')
+    for peer in tls.permitted_peers:
+        if not _PERMITTED_PEER.fullmatch(peer):
+            may_be = (
+                "a name, each part of which may begin or end with *, or a fingerprint such as SHA1:E1:2D:… of 20 bytes "
+                "or SHA256:… of 32"
+            )
+            raise _wrong(f"{table}.permitted_peers", origin, f"has {_shown(peer)}: it may be {may_be}.")
+    for key in ("certificate_file", "key_file", "ca_file"):
+        _check_readable(f"{table}.{key}", getattr(tls, key), origin)
 
 
 def _check_kafka(kafka: Kafka, where: Mapping[str, str]) -> None:
@@ -487,12 +642,17 @@ def _check_security(kafka: Kafka, where: Mapping[str, str]) -> None:
             rest = f"is {_shown(getattr(kafka, key))}: set kafka.{needed} (SYSLOGGER_KAFKA_{needed.upper()}) too."
             raise _wrong(name, where[name], rest)
     for key in ("tls_ca_file", "tls_certificate_file", "tls_key_file"):
-        name, path = f"kafka.{key}", getattr(kafka, key)
-        try:
-            if path:
-                Path(path).open("rb").close()
-        except (OSError, ValueError) as error:
-            raise _wrong(name, where[name], f"is {_shown(path)}, which cannot be read: {_reason(error)}.") from None
+        name = f"kafka.{key}"
+        _check_readable(name, getattr(kafka, key), where.get(name, ""))
+
+
+def _check_readable(name: str, path: str, origin: str) -> None:
+    """See that a file can be read, if one is named."""
+    try:
+        if path:
+            Path(path).open("rb").close()
+    except (OSError, ValueError) as error:
+        raise _wrong(name, origin, f"is {_shown(path)}, which cannot be read: {_reason(error)}.") from None
 
 
 def _check_remote(address: str, setting: str, origin: str) -> None:

@@ -13,13 +13,15 @@ from .streams import Stream
 class Connection:
     """The loop between a stream and a sink.
 
-    Nothing is consumed that the sink has not acknowledged, so at every instant each byte is in the
-    kernel or in the sink. At most one delivery is outstanding.
+    Nothing is consumed that the sink has not acknowledged, so at every instant each byte is in the kernel or in the
+    sink. At most one delivery is outstanding.
     """
 
     def __init__(self, peer: str, stream: Stream, framing: Framing, sink: Sink, counters: Counters) -> None:
         self.peer = peer
         self.stream = stream
+        self.resends = False
+        """Whether the peer sends again, on another connection, what was not consumed."""
         self._framing = framing
         self._sink = sink
         self._counters = counters
@@ -38,6 +40,10 @@ class Connection:
         if split.records:
             await self._deliver(split)
         stream.consume(split.used, more=split.more)
+
+    def end(self) -> None:
+        """Tell the peer to end; what it sends until then is still delivered."""
+        self.stream.half_close()
 
     def close(self) -> None:
         """End the peer's connection and let go of the sink."""

@@ -3,8 +3,8 @@
 A plain int costs 0.03 µs to add to, a library's counter 0.2 to 1 µs; so the data path counts here,
 and the views (`prometheus.py`, `riemann.py`) read from here. All are written by the event loop only.
 
-``records_received == records_delivered + records_in_flight`` holds between any two steps of the
-loop, and the same for bytes: the three are counted apart, so that a loss would show.
+``records_received == records_delivered + records_in_flight + records_withdrawn`` holds between any two
+steps of the loop, and the same for bytes: the four are counted apart, so that a loss would show.
 """
 
 from __future__ import annotations
@@ -61,9 +61,13 @@ class Counters:
     bytes_delivered: int = 0
     records_in_flight: int = 0
     bytes_in_flight: int = 0
+    records_withdrawn: int = 0
+    """Records of RELP sessions whose peer went before they were acknowledged: not answered, it sends them again."""
+    bytes_withdrawn: int = 0
     records_cut: Counter[str] = field(default_factory=Counter)
     """Records that are pieces, by cause: ``size`` (longer than `max_record_bytes`), or why nothing joined the
-    fragment: ``eof``, ``reset``, ``quiet`` (the drain), ``urgent`` (urgent data)."""
+    fragment: ``eof``, ``reset``, ``quiet`` (the drain), ``urgent`` (urgent data), ``stalled`` (a unix socket's peer
+    could not or would not go on)."""
 
     records_misframed: int = 0
     """Records with an octet count that is none, or with none where a listener insists on one."""
@@ -74,9 +78,19 @@ class Counters:
     """Connections that the process was started with: they came to the one before it."""
     connections_ended: Counter[str] = field(default_factory=Counter)
     """By cause: ``eof``, ``reset``, ``timeout``, ``quiet`` (the drain), ``deadline`` (the drain), ``error``,
-    ``handover`` (not ended, but given to the next process)."""
+    ``handshake`` (TLS), ``handover`` (not ended, but given to the next process), ``refused``, ``age``
+    (`max_connection_age_seconds`); and of RELP sessions: ``close`` (the peer asked for it), ``serverclose`` (the
+    drain), ``malformed``, ``too_long``, ``unread`` (the peer does not read its answers)."""
+    connections_refused: Counter[str] = field(default_factory=Counter)
+    """By cause: ``allow``, ``per_address`` (`max_connections_per_address`), ``proxy_header`` (none, or a wrong one)."""
     accept_pauses: Counter[str] = field(default_factory=Counter)
-    """How often accepting stopped, by cause: ``max_connections``, ``files``."""
+    """How often accepting stopped, by cause: ``max_connections``, ``files``, ``handshakes``."""
+    tls_handshakes: int = 0
+    """TLS handshakes that came to a good end."""
+    tls_handshake_failures: Counter[str] = field(default_factory=Counter)
+    """And the others, by cause: see `tls.py`."""
+    certificate_expiry_seconds: dict[str, float] = field(default_factory=dict)
+    """When the certificate of each TLS listener expires, in Unix seconds, by the listener's `address`."""
 
     batches: int = 0
     """Batches that Kafka acknowledged."""

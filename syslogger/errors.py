@@ -3,8 +3,9 @@
 ::
 
     SysloggerError
-    └── ConfigError        a setting is wrong, a file unreadable, an address taken:
+    ├── ConfigError        a setting is wrong, a file unreadable, an address taken:
                            one sentence on standard error, exit status 2, nothing was started
+    └── ProxyHeaderError   what a proxy says first is no PROXY header: it is let go, counted, logged once a period
 
 Kafka's own errors never leave `kafka.py`: it tries again for as long as it takes. An error of a peer's
 socket ends its `Stream`, which says so in `ended`. What a drain could not deliver is no exception: it is
@@ -20,3 +21,7 @@ class SysloggerError(Exception):
 
 class ConfigError(SysloggerError):
     """A setting that cannot be used. The text names the setting and says what it may be."""
+
+
+class ProxyHeaderError(SysloggerError):
+    """A proxy that does not say whose connection it passes on. The text says what it did instead."""

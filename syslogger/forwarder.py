@@ -5,22 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Coroutine
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, nullcontext
 from typing import NoReturn
 
 from . import logs, service
+from .admission import Admission, Networks
 from .brokers import BootstrapServers, Brokers
-from .config import Config, parse_address
+from .config import Config, parse_address, unix_path
 from .counters import Counters
 from .errors import ConfigError
 from .framing import Framing
 from .framing.detected import Detected
 from .framing.newline import Newline
 from .framing.octet_counted import OctetCounted
+from .framing.relp import Relp
 from .kafka import Topic
-from .listener import Connections, Listener, bind, is_listening, name_of
+from .listener import Connections, Listener, Terms, bind, is_listening, name_of
 from .streams import Poller, largest_receive_buffer, unread
+from .tls import Tls
+from .unix_sockets import bind_unix, close_bound
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +71,7 @@ class Forwarder:
         """What it waits for before it is ready, in words; empty once it serves."""
         self._topic: Topic | None = None
         self._held: list[str] = []
-        """The ports that are its own: whoever takes its place finds them taken, and is given them."""
+        """The ports and paths that are its own: whoever takes its place finds them taken, and is given them."""
 
     def state(self) -> tuple[bool, str]:
         """Whether it is ready (it listens, and Kafka acknowledges), and if not, why."""
@@ -82,8 +87,8 @@ class Forwarder:
             # 1. Addresses, so that one that is taken is found before anything starts.
             manager = started.enter_context(service.Manager())
             bound, peers = self._sockets(manager)
-            started.callback(self._close, [*bound, *peers])
-            self._held += [str(sock.getsockname()[1]) for sock in bound]
+            started.callback(self._close, list(bound), peers)
+            self._held += [_place(sock) for sock in bound]
             # 2. What is seen of it.
             self._watch(started)
             # 3. Kafka.
@@ -94,52 +99,72 @@ class Forwarder:
             started.callback(ticks.cancel)
             # 4. What is read, once Kafka has answered for the topic: who is here already, then who comes.
             # More than the largest record, or the rest of one would never come to be seen.
-            largest_record = max(framing.max_record_bytes for framing in bound.values())
+            largest_record = max(terms.framing.max_record_bytes for terms in bound.values())
             read_bytes = max(_READ_BYTES, 2 * largest_record)
             poller = started.enter_context(Poller(read_bytes, config.kafka.commit_interval_seconds))
-            connections = Connections(config.max_connections, topic.sink, poller, manager, counters)
-            listeners = [Listener(sock, framing, connections, manager, counters) for sock, framing in bound.items()]
+            connections = Connections(
+                config.max_connections,
+                topic.sink,
+                poller,
+                manager,
+                counters,
+                most_per_address=config.max_connections_per_address,
+            )
+            listeners = [Listener(sock, terms, connections, manager, counters) for sock, terms in bound.items()]
             self._waiting = "waiting for Kafka"
             await _first(topic.answered(), stop.asked.wait(), self._reloaded(stop))
             if not topic.has_answered:
                 return self._stopped_waiting(list(bound), peers, stop)
             for peer in peers:
-                connections.adopt(peer, _framing_of(peer, bound))
+                connections.adopt(peer, _terms_of(peer, bound))
             self._listen(listeners)
-            await _first(stop.asked.wait(), self._reloaded(stop))
-            if not stop.asked.is_set():
-                return await self._hand_over(listeners, connections, topic)
-            return await self._drain(listeners, connections, stop)
+            while True:
+                await _first(stop.asked.wait(), self._reloaded(stop))
+                if stop.asked.is_set():
+                    return await self._drain(listeners, connections, stop)
+                if handover := await self._hand_over(listeners, connections, topic, stop):
+                    return handover
 
-    def _close(self, sockets: list[socket.socket]) -> None:
+    def _close(self, bound: list[socket.socket], peers: list[socket.socket]) -> None:
         """Close what nothing else has closed, unless the next process has use for it."""
         if self._waiting != "reloading":
-            for sock in sockets:
+            for sock in bound:
+                close_bound(sock)
+            for sock in peers:
                 sock.close()
 
-    def _sockets(self, manager: service.Manager) -> tuple[dict[socket.socket, Framing], list[socket.socket]]:
-        """Return the sockets to listen on, bound, each with its framing; and the connections of the process before.
+    def _sockets(self, manager: service.Manager) -> tuple[dict[socket.socket, Terms], list[socket.socket]]:
+        """Return the sockets to listen on, bound, each with its terms; and the connections of the process before.
 
         What a process of ours listened on and what a socket unit opened is used where a listener has that address.
         """
         config = self._config
+        tls = [listener_tls(config, number) for number in range(len(config.listeners))]
+        for listener, each in zip(config.listeners, tls, strict=True):
+            if each:
+                self.counters.certificate_expiry_seconds[listener.address] = each.expires
+                if each.expires < time.time():
+                    text = "The certificate of %s (%s) has expired: peers will refuse it. Renew it and reload."
+                    _log.error(text, listener.address, listener.tls.certificate_file)
         ours, units = service.inherited()
         peers = [sock for sock in ours if not is_listening(sock)]
-        listening = [sock for sock in ours if is_listening(sock)] + units
-        bound: dict[socket.socket, Framing] = {}
+        # The units' first: what the store has of them too is not needed.
+        listening = units + [sock for sock in ours if is_listening(sock)]
+        bound: dict[socket.socket, Terms] = {}
         # A socket unit alone says where to listen, if nothing else does.
         only_units = units and config.listeners == Config().listeners
         for number in range(0 if only_units else len(config.listeners)):
             sockets, framing, problem = bind_listener(config, number, listening)
-            bound |= dict.fromkeys(sockets, framing)
+            bound |= dict.fromkeys(sockets, Terms(framing, _admission(config, number), tls[number]))
             if problem:
                 _log.warning("%s", problem)
         for sock in listening:
             if sock in units:
-                bound[sock] = _framing(config, 0, config.listeners[0].max_record_bytes)
+                framing = _framing(config, 0, config.listeners[0].max_record_bytes)
+                bound[sock] = Terms(framing, _admission(config, 0), tls[0])
             else:
                 manager.forget(sock)
-                sock.close()
+                close_bound(sock)
         return bound, peers
 
     async def _reloaded(self, stop: service.Stop) -> None:
@@ -164,16 +189,30 @@ class Forwarder:
         _log.info("Stopped before Kafka had answered; nothing was accepted.")
         return _report(held, "Kafka had not answered")
 
-    async def _hand_over(self, listeners: list[Listener], connections: Connections, topic: Topic) -> service.Handover:
-        """Stop in a way that the next process can go on from: same sockets, nothing half delivered."""
+    async def _hand_over(
+        self, listeners: list[Listener], connections: Connections, topic: Topic, stop: service.Stop
+    ) -> service.Handover | None:
+        """Stop in a way that the next process can go on from: same sockets, nothing half delivered.
+
+        None if TLS connections could not be brought to their end in time, or a stop was asked for: all goes on.
+        """
         self._waiting = "reloading"
         # 1. Nobody new; who connects waits in the backlog.
         for listener in listeners:
             listener.pause()
-        # 2. What was read is delivered and consumed.
+        await connections.announced()
+        # 2. Who speaks TLS ends, and is read and delivered to the end: its keys cannot be handed over.
+        seconds = self._config.drain_seconds
+        if not await _first(connections.untransferable_ended(), stop.asked.wait(), seconds=seconds):
+            text = "Not reloaded, and running on as before: TLS connections had not ended within drain_seconds."
+            _log.error(text, extra={"always": True})
+        if connections.untransferable or stop.asked.is_set():
+            self._listen(listeners)
+            return None
+        # 3. What was read is delivered and consumed.
         if not await topic.finish(_HAND_OVER_SECONDS):
             _log.warning("Reloading while Kafka acknowledges nothing: what is in flight may come twice.")
-        # 3. The rest is in the kernel.
+        # 4. The rest is in the kernel.
         return service.Handover([listener.socket for listener in listeners] + await connections.release())
 
     def _watch(self, started: AsyncExitStack) -> None:
@@ -231,7 +270,12 @@ class Forwarder:
         # 3. Whoever is left is cut off, and named.
         why = "a second signal came" if stop.at_once.is_set() else "drain_seconds have passed"
         cut_off = await connections.cut_off()
-        if not cut_off:
+        if self.counters.records_in_flight and not cut_off:
+            text = (
+                "Stopped with %d records that Kafka had not acknowledged: %s. Over RELP, their senders send them again."
+            )
+            _log.warning(text, self.counters.records_in_flight, why)
+        elif not cut_off:
             _log.info("Stopped; every record received was delivered (%d).", self.counters.records_delivered)
         return _report(cut_off, why)
 
@@ -251,16 +295,22 @@ class Forwarder:
 def rehearse(config: Config, held: str) -> None:
     """Do of a start what needs no Kafka: import what `config` asks for, read the files it names, bind its addresses.
 
-    `held` are the ports, comma separated, of the process whose place is to be taken. Raises `ConfigError`.
+    `held` are the ports and paths, comma separated, of the process whose place is to be taken. Raises `ConfigError`.
     """
-    ports = held.split(",")
+    taken = held.split(",")
     addresses = [(f"listeners[{number}].address", each.address) for number, each in enumerate(config.listeners)]
     addresses += [("prometheus.address", config.prometheus.address)] if config.prometheus.address else []
     for name, address in addresses:
+        if path := unix_path(address, name):
+            if path not in taken:
+                close_bound(bind_unix(path, 0o600, name))
+            continue
         host, port = parse_address(address, name)
-        if str(port) not in ports:
+        if str(port) not in taken:
             for sock in bind(host, port, _RECEIVE_BUFFER_BYTES, name):
                 sock.close()
+    for number in range(len(config.listeners)):
+        listener_tls(config, number)
     Topic(config.kafka, BootstrapServers(()), Counters())
     _brokers(config)
     if config.prometheus.address:
@@ -283,23 +333,38 @@ def _report(cut_off: list[tuple[str, int]], why: str) -> int:
     return int(bool(cut_off))
 
 
-async def _first(*waits: Coroutine[None, None, object], seconds: float | None = None) -> None:
-    """Return when one of them has returned, or after so many seconds; the others are cancelled."""
+async def _first(*waits: Coroutine[None, None, object], seconds: float | None = None) -> bool:
+    """Return when one of them has returned, or (False) after so many seconds; the others are cancelled."""
     loop = asyncio.get_running_loop()
     tasks = [loop.create_task(wait) for wait in waits]
     try:
-        await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        done, _ = await asyncio.wait(tasks, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        return bool(done)
     finally:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _framing_of(peer: socket.socket, bound: dict[socket.socket, Framing]) -> Framing:
-    """Return the framing of the listener that a connection came through, or the first one's if it is no more."""
-    port = peer.getsockname()[1]
-    by_port = {sock.getsockname()[1]: framing for sock, framing in bound.items()}
-    return by_port.get(port, next(iter(bound.values())))
+def _terms_of(peer: socket.socket, bound: dict[socket.socket, Terms]) -> Terms:
+    """Return the terms of the listener that a connection came through, or of another if it is no more.
+
+    Not of a RELP one then, if there is another: what is no RELP would be lost.
+    """
+    by_place = {_place(sock): terms for sock, terms in bound.items()}
+    return by_place.get(_place(peer)) or min(bound.values(), key=lambda terms: terms.answered)
+
+
+def _place(sock: socket.socket) -> str:
+    """Return the port or the path of a socket's own address."""
+    address = sock.getsockname()
+    return str(address if sock.family == socket.AF_UNIX else address[1])
+
+
+def listener_tls(config: Config, number: int) -> Tls | None:
+    """Return the TLS of one listener, its files read; None if it is plain TCP. Raises `ConfigError`."""
+    settings = config.listeners[number].tls
+    return Tls(settings, f"listeners[{number}].tls") if settings.certificate_file else None
 
 
 def bind_listener(
@@ -313,6 +378,9 @@ def bind_listener(
     `max_record_bytes` the text says so, else it is empty. Raises `ConfigError`.
     """
     settings, name = config.listeners[number], f"listeners[{number}]"
+    if path := unix_path(settings.address, f"{name}.address"):
+        sock = bind_unix(path, int(settings.unix_mode, 8), f"{name}.address", inherited)
+        return [sock], _framing(config, number, settings.max_record_bytes), ""
     host, port = parse_address(settings.address, f"{name}.address")
     asked = settings.receive_buffer_bytes or max(_RECEIVE_BUFFER_BYTES, 4 * settings.max_record_bytes)
     asked = min(asked, int(_RECEIVE_BUFFER_SHARE * largest_receive_buffer() / 2))
@@ -332,8 +400,20 @@ def bind_listener(
 
 def _framing(config: Config, number: int, max_record_bytes: int) -> Framing:
     """Return the framing that a listener asks for."""
-    kind = _FRAMINGS[config.listeners[number].framing]
+    listener = config.listeners[number]
+    kind = Relp if listener.protocol == "relp" else _FRAMINGS[listener.framing]
     return kind(max_record_bytes, config.kafka.max_batch_records)
+
+
+def _admission(config: Config, number: int) -> Admission:
+    """Return what a listener asks of who comes."""
+    settings = config.listeners[number]
+    return Admission(
+        f"listeners[{number}]",
+        Networks(settings.allow),
+        Networks(settings.proxy_protocol_from),
+        settings.max_connection_age_seconds,
+    )
 
 
 def _brokers(config: Config) -> AbstractAsyncContextManager[Brokers]:

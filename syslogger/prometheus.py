@@ -51,9 +51,17 @@ _REQUEST_SECONDS = 5.0
 _CLOSE_SECONDS = 1.0
 
 _CAUSES = {
-    "records_cut": ("size", "eof", "reset", "quiet", "urgent"),
-    "connections_ended": ("eof", "reset", "timeout", "quiet", "deadline", "error", "handover"),
-    "accept_pauses": ("max_connections", "files"),
+    "records_cut": ("size", "eof", "reset", "quiet", "urgent", "stalled"),
+    "connections_ended": (
+        *("eof", "reset", "timeout", "quiet", "deadline", "error", "handshake", "handover", "age", "refused"),
+        *("close", "serverclose", "malformed", "too_long", "unread"),
+    ),
+    "connections_refused": ("allow", "per_address", "proxy_header"),
+    "accept_pauses": ("max_connections", "files", "handshakes"),
+    "tls_handshake_failures": (
+        *("closed", "timeout", "not_tls", "refused", "no_certificate", "expired", "foreign", "not_permitted"),
+        *("version", "protocol"),
+    ),
 }
 """The causes that `Counters` names: each is exported as 0 from the start, so that `rate()` sees the first."""
 
@@ -214,13 +222,21 @@ class _Counters(Collector):
             _counter("bytes_delivered", "Bytes of those records.", now.bytes_delivered),
             _gauge("records_in_flight", "Records received and not yet acknowledged.", now.records_in_flight),
             _gauge("bytes_in_flight", "Bytes of those records.", now.bytes_in_flight),
+            _counter("records_withdrawn", "RELP records let go unanswered with their peer.", now.records_withdrawn),
+            _counter("bytes_withdrawn", "Bytes of those records.", now.bytes_withdrawn),
             _counters("records_cut", "Records that are pieces of what was sent, by cause.", "cause", now.records_cut),
             _counter("records_misframed", "Records whose octet count is wrong or missing.", now.records_misframed),
             _gauge("connections_open", "Connections now open.", now.connections_open),
             _counter("connections_accepted", "Connections accepted.", now.connections_accepted),
             _counter("connections_adopted", "Connections taken over from the process before.", now.connections_adopted),
             _counters("connections_ended", "Connections ended, by cause.", "cause", now.connections_ended),
+            _counters("connections_refused", "Connections refused, by cause.", "cause", now.connections_refused),
             _counters("accept_pauses", "How often accepting stopped, by cause.", "cause", now.accept_pauses),
+            _counter("tls_handshakes", "TLS handshakes completed.", now.tls_handshakes),
+            _counters(
+                "tls_handshake_failures", "TLS handshakes failed, by cause.", "cause", now.tls_handshake_failures
+            ),
+            _expiries(now.certificate_expiry_seconds),
             _counter("batches_delivered", "Batches that Kafka acknowledged.", now.batches),
             _counters(
                 "batch_failures", "Batches that failed and were sent again, by error.", "error", now.batch_failures
@@ -370,6 +386,14 @@ def _counter(name: str, text: str, value: int) -> Metric:
 
 def _gauge(name: str, text: str, value: int) -> Metric:
     return GaugeMetricFamily(f"syslogger_{name}", text, value=value)
+
+
+def _expiries(seconds: Mapping[str, float]) -> Metric:
+    text = "When a TLS listener's certificate expires, in Unix seconds."
+    family = GaugeMetricFamily("syslogger_tls_certificate_expiry_timestamp_seconds", text, labels=["listener"])
+    for listener, value in seconds.items():
+        family.add_metric([listener], value)
+    return family
 
 
 def _counters(name: str, text: str, label: str, values: Mapping[str, int]) -> Metric:

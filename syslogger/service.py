@@ -25,6 +25,9 @@ _FIRST_FD = 3
 _HANDED_OVER = "_SYSLOGGER_SOCKETS"
 """Names the file in which a process that re-executes itself leaves the numbers of its open sockets."""
 
+_PEERS, _PEERS_NAME = "_SYSLOGGER_PEERS", "peers"
+"""The variable with the number of the file of `_Peers`, and what that is called in the file descriptor store."""
+
 _REHEARSE_SECONDS = 20.0
 
 _AGAIN_SECONDS = 0.01
@@ -131,6 +134,9 @@ def inherited() -> tuple[list[socket.socket], list[socket.socket]]:
     ours: list[socket.socket] = []
     units: list[socket.socket] = []
     for fd, name in (*_from_manager(), *_from_before()):
+        if name == _PEERS_NAME:
+            os.environ[_PEERS] = str(fd)
+            continue
         sock = socket.socket(fileno=fd)
         sock.setblocking(False)
         sock.set_inheritable(False)
@@ -167,8 +173,9 @@ class Manager:
         self.watchdog_seconds = int(usec) / 1e6 if usec.isdecimal() and self._address else 0.0
         """How often at least it wants ``WATCHDOG=1``; 0 if it does not watch."""
         self._sock: socket.socket | None = None
-        self._untold: deque[tuple[bytes, socket.socket | None]] = deque()
+        self._untold: deque[tuple[bytes, socket.socket | _Peers | None]] = deque()
         self._again: asyncio.TimerHandle | None = None
+        self._peers = _Peers()
 
     def __enter__(self) -> Self:
         if self._address:
@@ -185,8 +192,8 @@ class Manager:
             self._sock.close()
             self._sock = None
 
-    def tell(self, *assignments: str, keep: socket.socket | None = None) -> None:
-        """Send assignments such as ``READY=1``, and a socket with them; do nothing where there is no manager."""
+    def tell(self, *assignments: str, keep: socket.socket | _Peers | None = None) -> None:
+        """Send assignments such as ``READY=1``, and a descriptor with them; do nothing where there is no manager."""
         if self._sock:
             self._untold.append(("\n".join(assignments).encode(), keep))
             self._tell()
@@ -199,10 +206,20 @@ class Manager:
         if self._sock:
             self.tell("FDSTORE=1", f"FDNAME={_name(sock)}", "FDPOLL=0", keep=sock)
 
+    def call(self, sock: socket.socket, peer: str) -> None:
+        """Have the next process that gets the socket, a re-executed one too, call who is at its other end `peer`."""
+        if self._peers.note(sock, peer):
+            self.tell("FDSTORE=1", f"FDNAME={_PEERS_NAME}", "FDPOLL=0", keep=self._peers)
+
     def forget(self, sock: socket.socket) -> None:
         """Have the duplicate let go."""
+        self._peers.forget(sock)
         if self._sock:
             self.tell("FDSTOREREMOVE=1", f"FDNAME={_name(sock)}")
+
+    def peer_of(self, sock: socket.socket) -> str:
+        """Return what a process before this one has called the peer of a socket; empty if nothing."""
+        return self._peers.known(sock)
 
     def _tell(self) -> None:
         self._again = None
@@ -219,6 +236,71 @@ class Manager:
             except OSError:
                 pass  # as in `__enter__`
             self._untold.popleft()
+
+
+class _Peers:
+    """What the peers of kept sockets are called, where the socket cannot tell, in a file that outlives the process.
+
+    It is in memory, of lines of one length, ``INODE PEER``; the lines of sockets that are kept no more are blank.
+    """
+
+    _LINE = 96
+
+    def __init__(self) -> None:
+        self._fd = -1
+        self._size = 0
+        self._lines: dict[int, tuple[int, str]] = {}
+        self._blank: list[int] = []
+        self._is_read = False
+
+    def fileno(self) -> int:
+        return self._fd
+
+    def note(self, sock: socket.socket, peer: str) -> bool:
+        """Call the peer of a socket so; return whether that has made the file."""
+        self._read()
+        made = self._fd < 0
+        if made:
+            # Without MFD_CLOEXEC: it stays open for who takes the place of this process.
+            self._fd = os.memfd_create(_PEERS_NAME, 0)
+            self._is_read = True
+            os.environ[_PEERS] = str(self._fd)
+        inode = os.fstat(sock.fileno()).st_ino
+        if self._blank:
+            place = self._blank.pop()
+        else:
+            place, self._size = self._size, self._size + self._LINE
+        self._lines[inode] = place, peer
+        self._write(place, f"{inode} {peer}")
+        return made
+
+    def known(self, sock: socket.socket) -> str:
+        """Return what the peer of a socket is called; empty if nothing is."""
+        self._read()
+        return self._lines[inode][1] if self._lines and (inode := os.fstat(sock.fileno()).st_ino) in self._lines else ""
+
+    def forget(self, sock: socket.socket) -> None:
+        """Blank the line of a socket, if there is one."""
+        if self._lines and (line := self._lines.pop(os.fstat(sock.fileno()).st_ino, None)):
+            self._write(line[0], "")
+            self._blank.append(line[0])
+
+    def _write(self, place: int, text: str) -> None:
+        os.pwrite(self._fd, text.encode()[: self._LINE - 1].ljust(self._LINE - 1) + b"\n", place)
+
+    def _read(self) -> None:
+        """Read what the process before has left, once `inherited` has found it."""
+        if self._is_read or not os.environ.get(_PEERS):
+            return
+        self._is_read = True
+        self._fd = int(os.environ[_PEERS])
+        self._size = os.fstat(self._fd).st_size
+        for place in range(0, self._size, self._LINE):
+            inode, _, peer = os.pread(self._fd, self._LINE, place).decode().strip().partition(" ")
+            if inode:
+                self._lines[int(inode)] = place, peer
+            else:
+                self._blank.append(place)
 
 
 def _name(sock: socket.socket) -> str:

@@ -9,13 +9,20 @@ from collections.abc import Sequence
 
 
 class FakeManager:
-    """What a service manager was asked to keep, by inode."""
+    """What a service manager was asked to keep, by inode, and what the peers are called that it was told of."""
 
     def __init__(self) -> None:
         self.kept: set[int] = set()
+        self.peers: dict[int, str] = {}
 
     def keep(self, sock: socket.socket) -> None:
         self.kept.add(os.fstat(sock.fileno()).st_ino)
+
+    def call(self, sock: socket.socket, peer: str) -> None:
+        self.peers[os.fstat(sock.fileno()).st_ino] = peer
+
+    def peer_of(self, sock: socket.socket) -> str:
+        return self.peers.get(os.fstat(sock.fileno()).st_ino, "")
 
     def forget(self, sock: socket.socket) -> None:
         self.kept.discard(os.fstat(sock.fileno()).st_ino)

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from syslogger.counters import Counters
 from syslogger.framing.newline import Newline
 from syslogger.kafka import Findings, Partition
 from syslogger.prometheus import MetricsServer, View
+from tests.certificates import SERVER, Authority
 from tests.mock_kafka import MockKafka
 from tests.riemann_wire import FakeRiemann, encoded
 
@@ -416,6 +418,22 @@ def test_a_port_that_somebody_has(cluster: MockKafka, report: Run) -> None:
     found.has("note", f"listeners[0].address {taken} is taken, by a syslogger that runs already or by another program.")
 
 
+def test_a_unix_socket(cluster: MockKafka, report: Run, tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/s"
+    report(configured(*cluster.addresses, listen=address)).has(
+        "ok", f"listeners[0].address {address} is free", "65,536"
+    )
+    assert not list(tmp_path.iterdir())
+    # A syslogger that waits for Kafka has it, and does not listen yet.
+    with socket.socket(socket.AF_UNIX) as waiting:
+        waiting.bind(address.removeprefix("unix:"))
+        report(configured(*cluster.addresses, listen=address)).has("note", f"{address} is taken, by a syslogger")
+        assert list(tmp_path.iterdir())
+    report(configured(*cluster.addresses, listen="unix:/no/s")).has(
+        "FAIL", "listeners[0].address", "directory must exist"
+    )
+
+
 @pytest.mark.usefixtures("_no_such_name")
 def test_addresses_that_are_not_of_this_machine(cluster: MockKafka, report: Run) -> None:
     found = report(configured(*cluster.addresses, listen="192.0.2.1:1514", prometheus="no.such.name:9514"))
@@ -451,6 +469,28 @@ def test_a_receive_buffer_that_is_too_small(cluster: MockKafka, report: Run, mon
     monkeypatch.setattr(checking, "bind_listener", lambda *_: ([socket.socket()], Newline(1000), problem))
     found = report(configured(*cluster.addresses))
     found.has("note", "listeners[0].address", "is free, but the kernel grants less", "net.core.rmem_max")
+
+
+@pytest.mark.parametrize(
+    ("ends", "mark", "words"),
+    [
+        (timedelta(days=100, hours=1), "ok", "belongs to its key and expires in 100 days, on "),
+        (timedelta(days=3, hours=1), "note", "belongs to its key and expires in 3 days, on "),
+        (timedelta(hours=-1), "FAIL", "expired on "),
+    ],
+)
+def test_a_certificate(  # noqa: PLR0917
+    cluster: MockKafka, report: Run, tmp_path: Path, ends: timedelta, mark: str, words: str
+) -> None:
+    authority, now = Authority(tmp_path), datetime.now(UTC)
+    certificate, key = authority.issue(SERVER, not_before=now - timedelta(days=9), not_after=now + ends)
+    listeners = [{"address": "127.0.0.1:0", "tls": {"certificate_file": certificate, "key_file": key}}]
+    report(configured(*cluster.addresses, listeners=listeners)).has(
+        mark, f"listeners[0].tls.certificate_file {certificate} {words}{now + ends:%Y-%m-%d}"
+    )
+    listeners[0]["tls"]["key_file"] = authority.issue(SERVER)[1]
+    found = report(configured(*cluster.addresses, listeners=listeners))
+    found.has("FAIL", "listeners[0].tls.key_file", f"which is not the key of {certificate}.")
 
 
 # Its output

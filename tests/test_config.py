@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
-from syslogger.config import Config, Kafka, Listener, load, parse_address, settings, settings_table
+from syslogger.config import Config, Kafka, Listener, load, parse_address, settings, settings_table, unix_path
 from syslogger.errors import ConfigError
 
 WORD = "123456"
+OR_A_NETWORK = 'listeners[0].{} (FILE) has "{}": it may be a network as 10.0.0.0/8 or 2001:db8::/32, or an address{}'
 SERVERS = {"SYSLOGGER_KAFKA_BOOTSTRAP_SERVERS": "k1:9092,k2:9092"}
 
 
@@ -145,8 +147,40 @@ def test_no_kafka_says_what_to_set():
             "listeners[0].max_record_bytes (FILE) is 10: it may be a whole number, 64 to 1,000,000.",
         ),
         (
+            '[[listeners]]\nprotocol = "relp"\nframing = "newline"',
+            'listeners[0].framing (FILE) is "newline": RELP has a framing of its own; leave it out',
+        ),
+        (
             '[[listeners]]\nframing = "octet-counted"',
             'listeners[0].framing (FILE) is "octet-counted": it may be auto, newline or octet_counted; did you mean ',
+        ),
+        (
+            '[[listeners]]\nallow = ["10.0.0.0/8", "10.0.0.1/8"]',
+            OR_A_NETWORK.format("allow", "10.0.0.1/8", "; did you mean 10.0.0.0/8?"),
+        ),
+        (
+            '[[listeners]]\nproxy_protocol_from = ["lb.example.org"]',
+            OR_A_NETWORK.format("proxy_protocol_from", "lb.example.org", "."),
+        ),
+        (
+            '[[listeners]]\naddress = "unix:/run/s"\nallow = ["10.0.0.0/8"]',
+            "listeners[0].allow (FILE) is for peers with an address; on a unix: socket, unix_mode says who may.",
+        ),
+        (
+            '[[listeners]]\nunix_mode = "660"',
+            'listeners[0].unix_mode (FILE) is "660": it may be a text, matching ^0[0-7]{3}$.',
+        ),
+        (
+            '[[listeners]]\naddress = "unix:run/s"',
+            'listeners[0].address (FILE) is "unix:run/s": it may be unix: and an absolute path of at most 107 bytes',
+        ),
+        (
+            '[[listeners]]\naddress = "unix:/s"\n[[listeners]]\naddress = "unix:/s"',
+            'listeners[1].address (FILE) is "unix:/s", which listeners[0] has too.',
+        ),
+        (
+            "max_connections_per_address = -1",
+            "max_connections_per_address (FILE) is -1: it may be a whole number, at least 0.",
         ),
         ('[kafka]\ntopic = "a b"', 'kafka.topic (FILE) is "a b": it may be a text, 1 to 249 characters matching '),
         ('[kafka]\ntopic = ".."', 'kafka.topic (FILE) may be any such text but "." and "..".'),
@@ -282,6 +316,52 @@ def test_tls_files(tmp_path, toml):
         assert text.endswith("which cannot be read: No such file or directory.")
 
 
+def test_a_listeners_tls(tmp_path, toml):
+    good, missing = tmp_path / "good.pem", tmp_path / "missing.pem"
+    good.touch()
+    pair = {"certificate_file": str(good), "key_file": str(good)}
+    ca = {"ca_file": str(good)}
+
+    def listener(table: dict[str, object]) -> str:
+        lines = [f"{name} = {json.dumps(value)}" for name, value in table.items()]
+        return toml("\n".join(["[[listeners]]", 'address = ":1"', "[listeners.tls]", *lines]))
+
+    found = load(file=listener(pair), environ=SERVERS).listeners[0]
+    assert found.tls.certificate_file == str(good)
+    assert found.tls.verify == "none"
+    # An address that is named elsewhere keeps its table, wherever in the list it comes.
+    found = load(file=listener(pair), environ=SERVERS | {"SYSLOGGER_LISTEN": ":2,:1"}).listeners
+    assert [each.tls.certificate_file for each in found] == ["", str(good)]
+
+    peers = ["*.example.net", "a*.*b.*", "10.1.2.3", "spiffe://x/y", "SHA1:" + ":".join(["aB"] * 20)]
+    table = pair | ca | {"verify": "required", "permitted_peers": peers}
+    assert load(file=listener(table), environ=SERVERS).listeners[0].tls.permitted_peers == tuple(peers)
+
+    for wrong, says in (
+        ({}, "certificate_file (FILE) is empty: TLS needs a certificate and its key."),
+        ({"verify": "required"} | ca, "certificate_file (FILE) is empty"),
+        ({"certificate_file": str(good)}, "key_file (FILE) is empty: TLS needs a certificate and its key."),
+        (pair | {"key_file": str(missing)}, "key_file (FILE) is "),
+        (pair | {"verify": "optional"}, 'ca_file (FILE) is empty: verify = "optional" needs the CAs to trust.'),
+        (pair | ca, 'verify (FILE) is "none", so nobody is asked for a certificate'),
+        (
+            pair | ca | {"verify": "optional", "permitted_peers": ["a"]},
+            'permitted_peers (FILE) needs verify = "required"',
+        ),
+        (table | {"permitted_peers": ["a.b*d.c"]}, 'permitted_peers (FILE) has "a.b*d.c": it may be a name, '),
+        (table | {"permitted_peers": ["SHA1:AB:CD"]}, 'permitted_peers (FILE) has "SHA1:AB:CD": it may be '),
+        (table | {"permitted_peers": ["MD5:AB", ""]}, 'permitted_peers (FILE) has "": it may be '),
+        (pair | {"minimum_version": "1.1"}, 'minimum_version (FILE) is "1.1": it may be 1.2 or 1.3'),
+        (pair | {"verfy": "none"}, "verfy (FILE) is no setting; did you mean listeners[0].tls.verify?"),
+    ):
+        file = listener(wrong)
+        assert error(file=file, environ=SERVERS).startswith(f"listeners[0].tls.{says.replace('FILE', file)}")
+    lines = ["[[listeners]]", 'address = "unix:/s"', "[listeners.tls]", f'certificate_file = "{good}"']
+    assert "listeners[0].tls (" in error(file=toml("\n".join(lines)), environ=SERVERS)
+    text = error(file=toml("[[listeners]]\ntls = true"), environ=SERVERS)
+    assert text.endswith("is true: it may be a table, written [listeners.tls].")
+
+
 @pytest.mark.parametrize(
     "content",
     [
@@ -327,6 +407,34 @@ def test_addresses(text, address):
 def test_what_is_no_address(text):
     with pytest.raises(ConfigError, match=r"^x\.address \(--x\) is \".*: it may be host:port, \[v6\]:port or :port"):
         parse_address(text, "x.address", "--x")
+
+
+@pytest.mark.parametrize(
+    ("text", "path"),
+    [("unix:/run/s", "/run/s"), ("unix:/" + "x" * 106, "/" + "x" * 106), (":1514", ""), ("[::1]:1", "")],
+)
+def test_paths(text, path):
+    assert unix_path(text, "x.address") == path
+
+
+@pytest.mark.parametrize("text", ["unix:", "unix:s", "unix:@s", "unix:/" + "x" * 107, "unix:/a,b", "unix:/a\0b"])
+def test_what_is_no_path(text):
+    with pytest.raises(ConfigError, match=r"^x\.address \(--x\) is \"unix:.*: it may be unix: and an absolute path"):
+        unix_path(text, "x.address", "--x")
+
+
+def test_who_may_send(toml):
+    config = load(
+        file=toml(
+            '[[listeners]]\nallow = ["10.0.0.0/8", "2001:db8::/32", "192.0.2.1"]\nproxy_protocol_from = ["::1"]\n'
+            'max_connection_age_seconds = 60\n[[listeners]]\naddress = "unix:/run/s"\nunix_mode = "0666"\n'
+        ),
+        environ=SERVERS,
+    )
+    assert config.listeners[0].allow == ("10.0.0.0/8", "2001:db8::/32", "192.0.2.1")
+    assert config.listeners[0].proxy_protocol_from == ("::1",)
+    assert config.listeners[0].max_connection_age_seconds == 60
+    assert config.listeners[1].unix_mode == "0666"
 
 
 def test_an_address_of_ip_version_6_wants_brackets():

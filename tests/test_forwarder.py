@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import socket
+import ssl
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,6 +21,7 @@ from syslogger.config import Config
 from syslogger.errors import ConfigError
 from syslogger.forwarder import Forwarder, rehearse
 from syslogger.service import Stop
+from tests.certificates import SERVER, Authority
 from tests.mock_kafka import MockKafka
 from tests.waiting import until
 
@@ -108,6 +112,35 @@ async def test_each_listener_has_its_framing(cluster: MockKafka) -> None:
     expected = [b"<0>\n", b"line of auto", b"4 <1>", b"line of newline", b"<2>\n", b"line of octet_counted"]
     assert sorted(cluster.records("syslog", expected=6)) == sorted(expected)
     assert one.forwarder.counters.records_misframed == 1
+
+
+RELP = [{"address": "127.0.0.1:0", "protocol": "relp"}, {"address": "127.0.0.1:0"}]
+
+
+async def test_relp_is_answered_and_told_of_the_end(cluster: MockKafka) -> None:
+    async with running(configured(*cluster.addresses, listeners=RELP)) as one:
+        with await one.connect(0) as peer, await one.connect(1) as plain:
+            plain.sendall(b"a line\n")
+            peer.sendall(b"1 syslog 3 one\n2 syslog 3 t")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 2)
+            one.stop.ask()
+            assert await one.task == 0
+            assert b"".join(iter(lambda: peer.recv(100), b"")) == b"1 rsp 6 200 OK\n0 serverclose 0\n"
+    assert sorted(cluster.records("syslog", expected=2)) == [b"a line", b"one"]
+    assert one.forwarder.counters.connections_ended == {"serverclose": 1, "quiet": 1}
+
+
+async def test_what_relp_has_not_answered_is_not_lost(cluster: MockKafka, caplog: pytest.LogCaptureFixture) -> None:
+    async with running(configured(*cluster.addresses, listeners=RELP, drain_seconds=0.3)) as one:
+        with await one.connect() as peer:
+            cluster.set_down()
+            peer.sendall(b"1 syslog 5 stuck\n")
+            await one.until(lambda: one.forwarder.counters.records_in_flight == 1)
+            one.stop.ask()
+            assert await one.task == 0
+    assert "their senders send them again" in caplog.text
+    ours = [each for each in caplog.records if each.name == "syslogger.forwarder"]
+    assert not [each for each in ours if each.levelno >= logging.ERROR]
 
 
 async def test_it_listens_only_when_kafka_has_answered(caplog: pytest.LogCaptureFixture) -> None:
@@ -229,14 +262,147 @@ async def test_a_reload_hands_its_sockets_over(cluster: MockKafka, monkeypatch: 
     assert sorted(cluster.records("syslog", expected=5)) == [b"after", b"before", b"last", b"late", b"unfinished"]
 
 
+async def test_a_unix_listener_over_a_reload_and_a_stop(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    async def rehearsed(held: str) -> str:
+        assert held == str(path)
+        rehearse(config, held)
+        return ""
+
+    def connect() -> socket.socket:
+        sock = socket.socket(socket.AF_UNIX)
+        sock.connect(str(path))
+        return sock
+
+    monkeypatch.setattr(service, "rehearse", rehearsed)
+    path = tmp_path / "syslogger.sock"
+    listeners = [{"address": f"unix:{path}", "unix_mode": "0600", "framing": "octet_counted"}]
+    config = configured(*cluster.addresses, listeners=listeners)
+    one = Running(config)
+    await one.until(lambda: one.forwarder.addresses)
+    assert one.forwarder.addresses == [f"unix:{path}"]
+    with connect() as peer:
+        peer.sendall(b"6 before5 unf")
+        await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+        one.stop.reload.set()
+        handover = await one.task
+        assert isinstance(handover, service.Handover)
+        with connect() as late:
+            late.sendall(b"4 late")
+            monkeypatch.setattr(service, "inherited", lambda: (list(handover.sockets), []))
+            async with running(config) as other:
+                peer.sendall(b"in")
+                await other.until(lambda: other.forwarder.counters.records_delivered == 2)
+                assert other.forwarder.counters.connections_adopted == 1
+                assert other.forwarder.counters.records_misframed == 0
+                assert other.forwarder.addresses == [f"unix:{path}"]
+    assert not path.exists()
+    assert sorted(cluster.records("syslog", expected=3)) == [b"before", b"late", b"unfin"]
+
+
+async def test_who_may_send_is_each_listeners_own(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("_SYSLOGGER_PEERS", "")
+    listeners = [
+        {"address": "127.0.0.1:0", "allow": ["192.0.2.0/24"]},
+        {"address": "127.0.0.1:0", "proxy_protocol_from": ["127.0.0.0/8"], "max_connection_age_seconds": 0.2},
+    ]
+    config = configured(*cluster.addresses, listeners=listeners, max_connections_per_address=1)
+    async with running(config) as one:
+        with await one.connect(0) as refused, await one.connect(1) as first, await one.connect(1) as second:
+            await one.until(lambda: one.forwarder.counters.connections_refused["allow"] == 1)
+            assert "listeners[0].allow" in caplog.text
+            first.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 1 1\r\n<13>through a proxy\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+            second.sendall(b"PROXY TCP4 192.0.2.1 192.0.2.2 2 1\r\n<13>too many\n")
+            await one.until(lambda: one.forwarder.counters.connections_refused["per_address"] == 1)
+            await one.until(lambda: one.forwarder.counters.connections_ended["age"] == 1)
+            refused.close()
+    assert cluster.records("syslog", expected=1) == [b"<13>through a proxy"]
+
+
+async def encrypted(one: Running, authority: Authority) -> ssl.SSLSocket:
+    return await asyncio.to_thread(authority.client().wrap_socket, await one.connect(), server_hostname=SERVER)
+
+
+async def test_tls_to_the_topic_and_through_a_reload(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Nobody could go on with a TLS connection: a reload reads it to its end first."""
+
+    async def rehearse(_held: str) -> str:
+        return ""
+
+    monkeypatch.setattr(service, "rehearse", rehearse)
+    authority = Authority(tmp_path)
+    table = authority.listener()
+    listeners = [{"address": "127.0.0.1:0", "tls": table}]
+    one = Running(configured(*cluster.addresses, listeners=listeners))
+    with await encrypted(one, authority) as peer:
+        peer.sendall(b"one\ntwo\nhalf")
+        await one.until(lambda: one.forwarder.counters.records_delivered == 2)
+        assert one.forwarder.counters.certificate_expiry_seconds["127.0.0.1:0"] > time.time()
+        one.stop.reload.set()
+        handover = await one.task
+        assert isinstance(handover, service.Handover)
+        (listening,) = handover.sockets
+        listening.close()
+    assert cluster.records("syslog", expected=3) == [b"one", b"two", b"half"]
+    assert one.forwarder.counters.connections_ended == {"quiet": 1}
+
+
+async def test_a_certificate_that_has_expired(
+    cluster: MockKafka, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    certificate, key = Authority(tmp_path).issue_expired(SERVER)
+    listeners = [{"address": "127.0.0.1:0", "tls": {"certificate_file": certificate, "key_file": key}}]
+    async with running(configured(*cluster.addresses, listeners=listeners)) as one:
+        await one.until(lambda: one.forwarder.addresses)
+    assert f"The certificate of 127.0.0.1:0 ({certificate}) has expired" in caplog.text
+
+
+async def test_a_reload_that_would_lose_what_tls_holds_is_none(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def rehearse(_held: str) -> str:
+        return ""
+
+    monkeypatch.setattr(service, "rehearse", rehearse)
+    authority = Authority(tmp_path)
+    listeners = [{"address": "127.0.0.1:0", "tls": authority.listener()}]
+    async with running(configured(*cluster.addresses, listeners=listeners, drain_seconds=0.3)) as one:
+        with await encrypted(one, authority) as peer:
+            stop_sending = asyncio.Event()
+
+            async def send() -> None:
+                while not stop_sending.is_set():
+                    peer.sendall(b"on and on\n")
+                    await asyncio.sleep(0.01)
+
+            sending = asyncio.ensure_future(send())
+            await one.until(lambda: one.forwarder.counters.records_delivered)
+            one.stop.reload.set()
+            await one.until(lambda: "Not reloaded, and running on as before: TLS" in caplog.text)
+            await one.until(lambda: one.forwarder.state()[0])
+            stop_sending.set()
+            await sending
+        # It still listens, and the next reload is as good as any.
+        with await encrypted(one, authority) as other:
+            other.sendall(b"another\n")
+            await one.until(lambda: one.forwarder.counters.tls_handshakes == 2)
+
+
+@pytest.mark.parametrize("listeners", [[{"address": "127.0.0.1:0"}], RELP])
 async def test_connections_whose_listener_is_no_more_are_served_to_their_end(
-    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
+    listeners: list[dict[str, str]], cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as gone, socket.create_connection(gone.getsockname()) as peer:
         connection, _ = gone.accept()
         monkeypatch.setattr(service, "inherited", lambda: ([gone, connection], []))
         peer.sendall(b"kept\n")
-        async with running(configured(*cluster.addresses)) as one:
+        async with running(configured(*cluster.addresses, listeners=listeners)) as one:
             await one.until(lambda: one.forwarder.counters.records_delivered == 1)
             assert gone.fileno() == -1
 
@@ -253,6 +419,28 @@ async def test_a_socket_unit_says_where_to_listen_if_nothing_else_does(
             assert one.forwarder.addresses == ["{}:{}".format(*unit.getsockname())]
             peer.sendall(b"hello\n")
             await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+
+
+async def test_the_file_of_a_unix_socket_unit_stays(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "s"
+    with socket.socket(socket.AF_UNIX) as unit, socket.socket(socket.AF_UNIX) as peer:
+        unit.bind(str(path))
+        unit.listen()
+        unit.setblocking(False)
+        ours = unit.dup()
+        monkeypatch.setattr(service, "inherited", lambda: ([ours], [unit]))
+        # Who began to listen is taken for the service manager, whose child this process would be.
+        monkeypatch.setattr(os, "getppid", os.getpid)
+        async with running(configured(*cluster.addresses, listeners=[{"address": f"unix:{path}"}])) as one:
+            await one.until(lambda: one.forwarder.addresses)
+            assert one.forwarder.addresses == [f"unix:{path}"]
+            assert ours.fileno() == -1, "what the store has of it too is let go"
+            peer.connect(str(path))
+            peer.sendall(b"hello\n")
+            await one.until(lambda: one.forwarder.counters.records_delivered == 1)
+        assert path.exists()
 
 
 async def test_what_a_process_that_never_served_still_held_is_named(
@@ -277,6 +465,15 @@ def test_a_rehearsal_beside_the_process_that_runs(tmp_path: Path) -> None:
         for settings in ({"listeners": [{"address": taken}]}, {"prometheus": {"address": taken}}):
             with pytest.raises(ConfigError, match="another program already listens there"):
                 rehearse(configured("127.0.0.1:1", **settings), held)
+    path = tmp_path / "s"
+    rehearse(configured("127.0.0.1:1", listeners=[{"address": f"unix:{path}"}]), held)
+    assert not path.exists(), "it is gone when the rehearsal is over"
+    with pytest.raises(ConfigError, match=r"^listeners\[0\]\.address: cannot listen on unix:/no/s: "):
+        rehearse(configured("127.0.0.1:1", listeners=[{"address": "unix:/no/s"}]), held)
+    authority = Authority(tmp_path / "authority")
+    table = authority.listener() | {"key_file": authority.issue(SERVER)[1]}
+    with pytest.raises(ConfigError, match=r"listeners\[0\]\.tls\.key_file"):
+        rehearse(configured("127.0.0.1:1", listeners=[{"address": "127.0.0.1:0", "tls": table}]), "")
     wrong = tmp_path / "ca.pem"
     wrong.write_text("no certificate")
     with pytest.raises(ConfigError, match=r"kafka\.tls_ca_file"):

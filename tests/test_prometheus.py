@@ -15,7 +15,7 @@ import pytest
 from prometheus_client import parser
 from prometheus_client.openmetrics import parser as openmetrics_parser
 
-from syslogger import __version__, prometheus
+from syslogger import __version__, prometheus, tls
 from syslogger.counters import Counters
 from syslogger.prometheus import MetricsServer, View
 
@@ -80,8 +80,13 @@ async def test_every_counter_is_exported_under_its_name() -> None:
     now.batches, now.records_redelivered, now.producer_rebuilds, now.brokers_known = 8, 9, 10, 11
     now.records_cut["size"] = 21
     now.records_misframed = 25
+    now.records_withdrawn, now.bytes_withdrawn = 26, 2600
     now.connections_ended["eof"] = 22
     now.accept_pauses["files"] = 23
+    now.connections_refused["allow"] = 27
+    now.tls_handshakes = 28
+    now.tls_handshake_failures["expired"] = 29
+    now.certificate_expiry_seconds[":6514"] = 2e9
     now.batch_failures["NotLeaderForPartitionError"] = 24
     with program.served() as server:
         samples = (await get(server, "/metrics")).samples
@@ -93,6 +98,8 @@ async def test_every_counter_is_exported_under_its_name() -> None:
         "syslogger_bytes_delivered_total": 700,
         "syslogger_bytes_in_flight": 500,
         "syslogger_records_misframed_total": 25,
+        "syslogger_records_withdrawn_total": 26,
+        "syslogger_bytes_withdrawn_total": 2600,
         "syslogger_connections_open": 3,
         "syslogger_connections_accepted_total": 4,
         "syslogger_batches_delivered_total": 8,
@@ -102,6 +109,10 @@ async def test_every_counter_is_exported_under_its_name() -> None:
         'syslogger_records_cut_total{cause="size"}': 21,
         'syslogger_connections_ended_total{cause="eof"}': 22,
         'syslogger_accept_pauses_total{cause="files"}': 23,
+        'syslogger_connections_refused_total{cause="allow"}': 27,
+        "syslogger_tls_handshakes_total": 28,
+        'syslogger_tls_handshake_failures_total{cause="expired"}': 29,
+        'syslogger_tls_certificate_expiry_timestamp_seconds{listener=":6514"}': 2e9,
         'syslogger_batch_failures_total{error="NotLeaderForPartitionError"}': 24,
         "syslogger_ready": 1,
     }
@@ -119,16 +130,29 @@ async def test_known_causes_are_0_from_the_start() -> None:
         'syslogger_records_cut_total{cause="reset"}': 0,
         'syslogger_records_cut_total{cause="quiet"}': 0,
         'syslogger_records_cut_total{cause="urgent"}': 0,
+        'syslogger_records_cut_total{cause="stalled"}': 0,
         'syslogger_connections_ended_total{cause="eof"}': 0,
         'syslogger_connections_ended_total{cause="reset"}': 0,
         'syslogger_connections_ended_total{cause="timeout"}': 0,
         'syslogger_connections_ended_total{cause="quiet"}': 0,
         'syslogger_connections_ended_total{cause="deadline"}': 0,
         'syslogger_connections_ended_total{cause="error"}': 0,
+        'syslogger_connections_ended_total{cause="handshake"}': 0,
         'syslogger_connections_ended_total{cause="handover"}': 0,
+        'syslogger_connections_ended_total{cause="close"}': 0,
+        'syslogger_connections_ended_total{cause="serverclose"}': 0,
+        'syslogger_connections_ended_total{cause="malformed"}': 0,
+        'syslogger_connections_ended_total{cause="too_long"}': 0,
+        'syslogger_connections_ended_total{cause="unread"}': 0,
+        'syslogger_connections_ended_total{cause="age"}': 0,
+        'syslogger_connections_ended_total{cause="refused"}': 0,
+        'syslogger_connections_refused_total{cause="allow"}': 0,
+        'syslogger_connections_refused_total{cause="per_address"}': 0,
+        'syslogger_connections_refused_total{cause="proxy_header"}': 0,
         'syslogger_accept_pauses_total{cause="max_connections"}': 0,
         'syslogger_accept_pauses_total{cause="files"}': 0,
-    }
+        'syslogger_accept_pauses_total{cause="handshakes"}': 0,
+    } | {f'syslogger_tls_handshake_failures_total{{cause="{cause}"}}': 0 for cause in tls._FAILURES}
 
 
 async def test_histograms_are_cumulative() -> None:

@@ -1,4 +1,7 @@
-"""Peek and consume over real sockets: what the kernel really does is what this module is about."""
+"""Peek and consume over real sockets: what the kernel really does is what this module is about.
+
+What every stream does is tried over each kind; what TLS alone does, `test_tls.py` tries.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +9,20 @@ import asyncio
 import contextlib
 import os
 import socket
+import ssl
 import struct
 import time
 from collections.abc import AsyncIterator
+from functools import partial
 
+import msgspec
 import pytest
 
-from syslogger import streams
+from syslogger import config, streams
+from syslogger.counters import Counters
 from syslogger.streams import PlainStream, Poller
+from syslogger.tls import Tls, TlsStream
+from tests.certificates import SERVER, Authority
 from tests.waiting import until
 
 LARGEST = 4096
@@ -25,8 +34,14 @@ async def poller() -> AsyncIterator[Poller]:
         yield poller
 
 
+KINDS = ["plain", "tls"]
+
+
 class Pair:
     """A stream and the peer's end of it."""
+
+    peer: socket.socket
+    stream: PlainStream | TlsStream
 
     def __init__(self, poller: Poller, receive_buffer_bytes: int = 0) -> None:
         with socket.create_server(("127.0.0.1", 0)) as server:
@@ -37,6 +52,21 @@ class Pair:
         self.peer.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self.accepted = accepted
         self.stream = PlainStream(accepted, poller)
+
+    @classmethod
+    async def of_kind(cls, kind: str, authority: Authority, poller: Poller, receive_buffer_bytes: int = 0) -> Pair:
+        """Return a pair that has shaken hands, if its kind does."""
+        pair = cls(poller, receive_buffer_bytes)
+        if kind == "tls":
+            poller.forget(pair.accepted.fileno())
+            tls = Tls(msgspec.convert(authority.listener(), config.Tls), "listeners[0].tls")
+            pair.stream = TlsStream(pair.accepted, poller, tls, "peer", Counters())
+            reading = asyncio.ensure_future(pair.stream.readable())
+            connect = partial(authority.client().wrap_socket, server_hostname=SERVER)
+            pair.peer = await asyncio.to_thread(connect, pair.peer)
+            await reading
+            assert pair.stream.peek() == b""
+        return pair
 
     def reset(self) -> None:
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -55,12 +85,20 @@ class Pair:
         await until(lambda: self.stream.unconsumed() >= size)
 
 
-@pytest.fixture
-async def pair(poller: Poller) -> AsyncIterator[Pair]:
-    pair = Pair(poller)
+@pytest.fixture(scope="module")
+def authority(tmp_path_factory: pytest.TempPathFactory) -> Authority:
+    return Authority(tmp_path_factory.mktemp("authority"))
+
+
+@pytest.fixture(params=KINDS)
+async def pair(request: pytest.FixtureRequest, poller: Poller, authority: Authority) -> AsyncIterator[Pair]:
+    pair = await Pair.of_kind(request.param, authority, poller)
     yield pair
     pair.stream.close()
     pair.peer.close()
+
+
+only_plain = pytest.mark.parametrize("pair", ["plain"], indirect=True)
 
 
 async def test_what_is_not_consumed_is_shown_again(pair: Pair) -> None:
@@ -170,6 +208,7 @@ async def test_a_reset_with_nothing_unread(pair: Pair) -> None:
     assert pair.stream.ended == "reset"
 
 
+@only_plain
 @pytest.mark.parametrize("before", [b"", b"whole\n", b"whole\nhal"])
 async def test_urgent_data_stops_nothing_and_is_kept(pair: Pair, before: bytes) -> None:
     if before:
@@ -190,6 +229,7 @@ async def test_urgent_data_stops_nothing_and_is_kept(pair: Pair, before: bytes) 
     assert await pair.peek() == b"later\n"
 
 
+@only_plain
 async def test_an_urgent_mark_behind_what_was_seen_ends_it(pair: Pair) -> None:
     pair.peer.sendall(b"half")
     assert await pair.peek() == b"half"
@@ -225,7 +265,9 @@ async def drip(peer: socket.socket, count: int) -> None:
 
 async def test_a_half_closed_peer_that_ends_in_answer(pair: Pair) -> None:
     pair.stream.half_close()
-    assert await asyncio.to_thread(pair.peer.recv, 10) == b""
+    # As rsyslog looks; who reads the end through OpenSSL can send no more.
+    with socket.fromfd(pair.peer.fileno(), socket.AF_INET, socket.SOCK_STREAM) as bare:
+        assert await asyncio.to_thread(bare.recv, 1, socket.MSG_PEEK) == b""
     pair.peer.sendall(b"last words\n")
     assert await pair.peek() == b"last words\n"
     pair.stream.consume(11)
@@ -278,21 +320,34 @@ async def test_the_end_of_what_filled_the_buffer_does_not_keep_the_window_shut(r
         pair.peer.close()
 
 
-async def test_silence_is_no_end_while_the_peers_kernel_backs_off(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_comes_as_silence_is_declared_ends_it(pair: Pair) -> None:
+    pair.stream.half_close()
+    pair.peer.sendall(b"half")
+    await pair.arrived(4)
+    pair.stream._fall_quiet()
+    assert await pair.peek() == b"half"
+    assert pair.stream.final == ""
+
+
+@pytest.mark.parametrize("kind", KINDS)
+async def test_silence_is_no_end_while_the_peers_kernel_backs_off(
+    kind: str, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Small segments overfill the receive buffer before the window closes; the kernel drops what comes then.
 
     It does so to some connections only, so there are several.
     """
-    monkeypatch.setattr(streams, "_QUIET_SECONDS", 0.05)
+    # TLS takes its bytes bit by bit, so the kernel may drop some more meanwhile: for 0.2 s.
+    monkeypatch.setattr(streams, "_QUIET_SECONDS", 0.05 if kind == "plain" else 0.5)
     with Poller(1 << 20) as poller:
-        pairs = [Pair(poller, receive_buffer_bytes=262_144) for _ in range(10)]
+        pairs = [await Pair.of_kind(kind, authority, poller, receive_buffer_bytes=262_144) for _ in range(10)]
         sent = dict.fromkeys(pairs, 0)
 
         def send_small() -> None:
             end = time.monotonic() + 1.5
             while time.monotonic() < end:
                 for pair in pairs:
-                    with contextlib.suppress(BlockingIOError):
+                    with contextlib.suppress(BlockingIOError, ssl.SSLWantWriteError):
                         sent[pair] += pair.peer.send(b"s" * 134)
 
         async def read_to_the_end(pair: Pair) -> int:
@@ -369,3 +424,62 @@ async def test_many_streams_one_poller(poller: Poller) -> None:
         for number, pair in enumerate(pairs):
             pair.peer.sendall(b"%d" % number)
         assert await asyncio.gather(*readers) == [b"%d" % number for number in range(300)]
+
+
+async def test_what_is_written_arrives_whole_though_the_peer_reads_late(pair: Pair) -> None:
+    sent = os.urandom(8_000_000)
+    writing = asyncio.ensure_future(pair.stream.write(sent))
+    await until(lambda: pair.stream._writer)
+    got = bytearray()
+    while len(got) < len(sent):
+        got += await asyncio.to_thread(pair.peer.recv, 1_000_000)
+    assert got == sent
+    assert await writing
+    pair.peer.sendall(b"abc")
+    assert await pair.peek() == b"abc", "it reads as before"
+
+
+async def test_a_peer_that_takes_nothing_ends_the_stream(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "_UNREAD_SECONDS", 0.02)
+    assert not await pair.stream.write(bytes(8_000_000))
+    assert pair.stream.ended == "unread"
+    assert not await pair.stream.readable()
+
+
+async def test_who_has_reset_the_connection_cannot_be_told(pair: Pair) -> None:
+    pair.reset()
+    await until(lambda: pair.stream._gone)
+    assert not await pair.stream.write(b"abc")
+    assert pair.stream.ended == "reset"
+
+
+async def test_a_reset_ends_a_write_that_waits(pair: Pair) -> None:
+    writing = asyncio.ensure_future(pair.stream.write(bytes(8_000_000)))
+    await until(lambda: pair.stream._writer)
+    pair.reset()
+    assert not await asyncio.wait_for(writing, 5)
+    assert pair.stream.ended == "reset"
+
+
+async def test_half_a_write_is_the_end(pair: Pair) -> None:
+    writing = asyncio.ensure_future(pair.stream.write(bytes(8_000_000)))
+    await until(lambda: pair.stream._writer)
+    writing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await writing
+    assert pair.stream.ended == "unread"
+
+
+@pytest.mark.parametrize("how", ["eof", "reset"])
+async def test_the_peers_end_is_told_before_all_is_read(pair: Pair, how: str) -> None:
+    told: list[str] = []
+    pair.stream.when_gone = told.append
+    pair.peer.sendall(b"abc")
+    assert await pair.peek() == b"abc"
+    assert told == []
+    if how == "reset":
+        pair.reset()
+    else:
+        pair.peer.shutdown(socket.SHUT_WR)
+    await until(lambda: told)
+    assert told[0] == how

@@ -26,6 +26,10 @@ class Split(NamedTuple):
     """Whether a bound on the records ended it, so that the rest may hold complete ones."""
     misframed: int = 0
     """How many of the records have a count that is none, or none where there must be one."""
+    replies: bytes = b""
+    """What the peer is to be told once the records are safe, before their bytes are consumed."""
+    ends: str = ""
+    """Why the session ends here, whatever follows: ``close`` (the peer asked for it), ``malformed``, ``too_long``."""
 
 
 class Framing(Protocol):

@@ -7,7 +7,7 @@ kills or moves a broker starts one for itself.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,11 @@ def syslogger(make_syslogger: MakeSyslogger, kafka43: Kafka43, topic: str) -> Sy
 def make_sender(tmp_path: Path) -> Callable[..., Sender]:
     """`make_sender(port)`: a running rsyslog that sends the lines written to it to this port, as shipped.
 
-    A second argument names another file of `rsyslog.d/`.
+    A second argument names another file of `rsyslog.d/`; a third has texts of it to change.
     """
 
-    def make(port: int, shipped_as: str = SENDING_SIDE.name) -> Sender:
-        sender = Sender(tmp_path, port, shipped_as)
+    def make(port: int, shipped_as: str = SENDING_SIDE.name, changes: Mapping[str, str] | None = None) -> Sender:
+        sender = Sender(tmp_path, port, shipped_as, changes or {})
         sender.rsyslog.start()
         return sender
 

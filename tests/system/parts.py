@@ -30,6 +30,7 @@ import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
 from confluent_kafka import Consumer, KafkaException, TopicPartition
@@ -49,6 +50,13 @@ def missing() -> list[str]:
         f"{program} (Debian package {package})"
         for program, package in (("rsyslogd", "rsyslog"), ("java", "default-jre-headless"))
         if _program(program) is None
+    ]
+    if not list(Path("/usr/lib").glob("*/rsyslog/omrelp.so")):
+        found.append("omrelp (Debian package rsyslog-relp)")
+    found += [
+        f"TLS driver {driver} of rsyslog (Debian package {package})"
+        for driver, package in (("gtls", "rsyslog-gnutls"), ("ossl", "rsyslog-openssl"))
+        if not any(Path("/usr/lib").glob(f"*/rsyslog/lmnsd_{driver}.so"))
     ]
     return found + [f"Kafka {version}'s jars in {path}" for version, path in JARS.items() if not path.is_dir()]
 
@@ -549,15 +557,20 @@ class Rsyslog(Part):
         followed: Path,
         target: str = "127.0.0.1",
         shipped_as: str = SENDING_SIDE.name,
+        changes: Mapping[str, str] = MappingProxyType({}),
     ) -> Self:
         """Make an rsyslog that sends each line appended to the file `followed`, as a shipped configuration says.
 
-        It is that file of `rsyslog.d/` with nothing changed but the target and the port.
+        It is that file of `rsyslog.d/` with nothing changed but the target, the port and the texts in `changes`, such
+        as the paths of certificates.
         """
         shipped = SENDING_SIDE.with_name(shipped_as).read_text()
         changed = re.sub(r'target="[^"]*"', f'target="{target}"', shipped)
         changed = re.sub(r'port="[^"]*"', f'port="{port}"', changed)
         assert changed != shipped
+        for text, other in changes.items():
+            assert text in changed, text
+            changed = changed.replace(text, other)
         config = (
             'global(workDirectory="{directory}/work")\n'
             'module(load="imfile")\n'
@@ -569,12 +582,18 @@ class Rsyslog(Part):
 class Sender:
     """A stock rsyslog that follows a file, and the file."""
 
-    def __init__(self, directory: Path, port: int, shipped_as: str = SENDING_SIDE.name) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        port: int,
+        shipped_as: str = SENDING_SIDE.name,
+        changes: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         directory.mkdir(exist_ok=True)
         self.followed = directory / "messages"
         self.followed.touch()
         self.rsyslog = Rsyslog.following(
-            directory / "rsyslog", port=port, followed=self.followed, shipped_as=shipped_as
+            directory / "rsyslog", port=port, followed=self.followed, shipped_as=shipped_as, changes=changes
         )
 
     def write(self, *lines: str) -> None:
@@ -673,12 +692,13 @@ class Syslogger(Part):
         )
 
     def check_sums(self) -> None:
-        """Assert of one scrape: received = delivered + in flight."""
+        """Assert of one scrape: received = delivered + in flight + withdrawn."""
         now = self.metrics()
-        received, delivered, in_flight = (
-            now[f"syslogger_records_{name}"] for name in ("received_total", "delivered_total", "in_flight")
+        received, *become = (
+            now[f"syslogger_records_{name}"]
+            for name in ("received_total", "delivered_total", "in_flight", "withdrawn_total")
         )
-        assert received == delivered + in_flight, (received, delivered, in_flight)
+        assert received == sum(become), (received, become)
 
     def connect(self) -> socket.socket:
         """Open a TCP connection to the first listener, on which no call takes longer than 20 s."""
@@ -693,7 +713,7 @@ class Syslogger(Part):
 
 
 def toml(config: Mapping[str, Any]) -> str:
-    """`config` as TOML: its plain values, then its tables and arrays of tables."""
+    """`config` as TOML: its plain values, then its tables and arrays of tables, which may have tables."""
 
     def value(of: object) -> str:
         if isinstance(of, bool):
@@ -717,6 +737,9 @@ def toml(config: Mapping[str, Any]) -> str:
         elif tables(of):
             for each in of:
                 lines += ["", f"[[{key}]]", *plain(each)]
+                for inner, table in each.items():
+                    if isinstance(table, Mapping):
+                        lines += [f"[{key}.{inner}]", *plain(table)]
     return "\n".join(lines) + "\n"
 
 

@@ -30,7 +30,7 @@ from tests.system.cluster import Broker, Cluster, Proxy
 from tests.system.parts import Load, Part, Sender, Syslogger, free_port, missing, until
 
 PER_SECOND = 300
-"""Messages of each rsyslog. What they send in a minute fits into its queue in memory, so that the order holds."""
+"""Messages of each rsyslog."""
 
 FLOWING_SECONDS = 60.0
 ARRIVED_SECONDS = 120.0

@@ -56,8 +56,8 @@ def test_kafka_down_for_a_minute(own_kafka43: Kafka43, make_syslogger, make_send
             syslogger.check_sums()
             assert syslogger.get("/healthz")[0] == 200, "alive"
             time.sleep(1)
-        # Once its queue has gone on in files, rsyslog makes a connection for each piece: a little more is read.
-        assert 0 < syslogger.metric("syslogger_bytes_in_flight") < 4 * 1024 * 1024, "reading stops"
+        assert 0 < syslogger.metric("syslogger_bytes_in_flight") < 512 * 1024, "reading stops"
+        assert syslogger.metric("syslogger_connections_accepted_total") == 1
         assert syslogger.get("/readyz")[0] == 503, "not ready"
         assert max(memory) - min(memory) < 8 * 1024 * 1024, f"flat: {min(memory):,} … {max(memory):,}"
         assert syslogger.cpu_seconds() - cpu < 0.05 * 55, "near zero, scrapes and all"
@@ -69,19 +69,17 @@ def test_kafka_down_for_a_minute(own_kafka43: Kafka43, make_syslogger, make_send
         until(lambda: _appended(kafka, topic) > before, "records flow within 5 s of Kafka's return", 5)
         until(lambda: syslogger.get("/readyz")[0] == 200, "ready again", 5 - (time.monotonic() - back) + 1)
     account = kafka.wait_account(topic, {"a": load.count}, 120)
-    assert not account.lost, account
-    assert not account.foreign, account
+    account.check(twice=True)
     # The batch in flight when Kafka was killed may have been written.
     assert account.twice <= syslogger.metric("syslogger_records_redelivered_total"), account
-    # The order is asked below: a queue that has gone on in files is sent over many connections side by side.
     until(lambda: syslogger.metric("syslogger_records_in_flight") == 0, "nothing in flight")
     syslogger.check_sums()
     assert syslogger.stop() == 0
 
 
 @pytest.mark.row(3)
-def test_the_order_holds_over_an_outage(own_kafka43: Kafka43, make_syslogger, make_sender):
-    """Few enough messages that rsyslog keeps them in memory, and so in order."""
+def test_the_order_holds_over_outages(own_kafka43: Kafka43, make_syslogger, make_sender):
+    """Several, and more than one partition that the records could go to."""
     kafka = own_kafka43
     topic = kafka.create_topic(partitions=3)
     syslogger = make_syslogger(kafka={"bootstrap_servers": [kafka.bootstrap], "topic": topic} | SHORT)

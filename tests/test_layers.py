@@ -23,6 +23,7 @@ LAYERS = {
         "kafka.lane",
         "kafka.producer",
         "kafka.express",
+        "kafka.values",
         "kafka.diagnosis",
         "zookeeper",
         "riemann",

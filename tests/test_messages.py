@@ -105,6 +105,7 @@ def test_the_go_programs_json() -> None:
 # Text
 
 
+@settings(deadline=None)
 @given(st.binary())
 @example("\U0010f780".encode())
 @example(b"\xed\xa0\x80")
@@ -115,6 +116,7 @@ def test_every_byte_comes_back(data: bytes) -> None:
     assert json.loads(msgspec.json.encode(shown)) == shown
 
 
+@settings(deadline=None)
 @given(st.text())
 def test_what_is_utf_8_stays(words: str) -> None:
     if not any("\U0010f780" <= each <= "\U0010f7ff" for each in words):
@@ -151,6 +153,7 @@ def test_the_year_when_a_day_begins() -> None:
     assert parse(record, in_milliseconds(2026, 12, 31), parser).timestamp == "2027-01-31T23:59:00Z"
 
 
+@settings(deadline=None)
 @given(st.datetimes(datetime(1971, 1, 1), datetime(2199, 1, 1)), st.integers(-330, 31))  # noqa: DTZ001
 def test_a_date_of_the_last_months_is_found_again(received: datetime, days: int) -> None:
     sent = (received + timedelta(days=days)).replace(microsecond=0)
@@ -202,7 +205,7 @@ PIECES = st.sampled_from(
 RECORDS = st.one_of(st.binary(), st.lists(PIECES).map(b"".join), st.text().map(str.encode))
 
 
-@settings(max_examples=1000)
+@settings(max_examples=1000, deadline=None)
 @given(RECORDS)
 @example(b"")
 @example(b"<13>Nov 21 08:00:00 0000 web1 app: x")
@@ -220,7 +223,7 @@ def test_whatever_comes_is_a_message(record: bytes) -> None:
         assert original(value["raw"]) == record
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.lists(RECORDS, min_size=2, max_size=8), st.integers(0, 7))
 def test_no_record_changes_what_another_is(records: list[bytes], head: int) -> None:
     """Also where one has the beginning of another."""
@@ -279,7 +282,7 @@ def timestamps(draw: st.DrawFn) -> str:
     return moment + fraction + draw(st.sampled_from(["Z", "+00:00", "-07:00", "+05:30", "+14:00"]))
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(
     st.integers(0, 191),
     timestamps() | st.just(""),

@@ -24,7 +24,7 @@ from syslogger.errors import ConfigError
 if TYPE_CHECKING:  # msgspec is not needed for --help
     from syslogger.config import Config
 
-COMMANDS = ("run", "check", "top", "tap", "demo")
+COMMANDS = ("run", "check", "top", "tap", "demo", "parse")
 
 _HELP = """\
 Takes syslog over TCP, appends every record to a Kafka topic, and loses nothing.
@@ -35,6 +35,7 @@ commands:
   top                       what a running one is at, anew every second
   tap                       the records that pass a running one, as they pass
   demo                      the whole way on this machine, with a Kafka inside
+  parse                     the JSON of each line of standard input
 
 example:
   syslogger --listen :1514 --bootstrap-servers kafka1:9092,kafka2:9092
@@ -113,6 +114,8 @@ def _main(argv: list[str]) -> int:
             return _demo(line)
         case "top" | "tap":
             return _watch(command, line)
+        case "parse":
+            return _parse(line)
     return _run_or_check(command, line)
 
 
@@ -144,10 +147,28 @@ def _takes_only(command: str, line: argparse.Namespace, *takes: str) -> None:
             raise _UsageError(f"{command} takes {', '.join(others)} and {last} only, not {_flag(name)}")
 
 
+def _parse(line: argparse.Namespace) -> int:
+    _takes_only("parse", line, "value", "zone")
+    from zoneinfo import ZoneInfo, ZoneInfoNotFoundError  # noqa: PLC0415 - as the others
+
+    from syslogger.parse import parse  # noqa: PLC0415 - brings msgspec
+
+    try:
+        zone = ZoneInfo(line.zone or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        raise _UsageError(f"there is no time zone {line.zone}") from None
+    try:
+        return parse(sys.stdin.buffer, sys.stdout.buffer, line.value or "json", zone)
+    except BrokenPipeError:
+        # Else the interpreter would try to write the rest again at the exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
 def _run_or_check(command: str, line: argparse.Namespace) -> int:
-    for name in ("count", "peer", "text"):
+    of = {"count": "demo, top and tap", "peer": "tap", "text": "tap", "value": "parse", "zone": "parse"}
+    for name, others in of.items():
         if getattr(line, name) is not None:
-            others = "demo, top and tap" if name == "count" else "tap"
             raise _UsageError(f"{_flag(name)} is for {others}, not for {command}")
     config = _config(line)
     logs.configure(config.log.level, config.log.period_seconds)
@@ -202,7 +223,7 @@ def command_line() -> _Parser:
     """Return the parser of what argparse reads: all but the command itself."""
     parser = _Parser(
         prog="syslogger",
-        usage="syslogger [run | check | top | tap | demo] [flags]",
+        usage="syslogger [run | check | top | tap | demo | parse] [flags]",
         description=_HELP,
         epilog=_EPILOG,
         formatter_class=lambda prog: argparse.RawDescriptionHelpFormatter(prog, max_help_position=28),
@@ -228,6 +249,9 @@ def command_line() -> _Parser:
     of_watch.add_argument("--count", metavar="N", type=_count, help="end when N records, or screens, were printed")
     of_watch.add_argument("--peer", metavar="TEXT", help="tap: only of peers with this in their name")
     of_watch.add_argument("--text", metavar="TEXT", help="tap: only records with this in them")
+    of_parse = parser.add_argument_group("flags of parse")
+    of_parse.add_argument("--value", choices=("json", "json-go"), help="the JSON to print (json)")
+    of_parse.add_argument("--zone", metavar="NAME", help="the zone of dates that name none (UTC)")
     of_go = parser.add_argument_group("flags of the Go syslogger, whose start lines still work (-port 1514)")
     of_go.add_argument("--port", metavar="N", type=_port, help="as --listen :N")
     of_go.add_argument("--zkstring", metavar="LIST", help="as --zookeeper LIST")

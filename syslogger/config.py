@@ -16,6 +16,7 @@ from ipaddress import IPv6Address, ip_interface
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, Literal, NamedTuple, get_args, get_origin
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import msgspec
 from msgspec import Meta, Struct, field, inspect, structs
@@ -25,6 +26,8 @@ from syslogger.errors import ConfigError
 
 Protocol = Literal["syslog", "relp"]
 Framing = Literal["auto", "newline", "octet_counted"]
+Value = Literal["raw", "json", "json-go"]
+Key = Literal["none", "hostname", "appname", "peer"]
 Compression = Literal["none", "gzip", "snappy", "lz4", "zstd"]
 SecurityProtocol = Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"]
 SaslMechanism = Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"]
@@ -156,6 +159,20 @@ class Kafka(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
             description="Where a record goes that Kafka refuses for itself; `<topic>.dead-letter` if empty.",
         ),
     ] = ""
+    value: Annotated[
+        Value,
+        Meta(description="What is stored: the record as it came, or its JSON (see What a record becomes)."),
+    ] = "raw"
+    key: Annotated[
+        Key,
+        Meta(
+            description="The record's key: its hostname, its program, or its peer's address; Kafka's own partitioner "
+            "then says which partition it goes to. With `none` a connection keeps to one."
+        ),
+    ] = "none"
+    zone: Annotated[
+        str, Meta(min_length=1, description="For JSON, the time zone of dates that name none, like `Europe/Berlin`.")
+    ] = "UTC"
     compression: Annotated[Compression, Meta(description="How batches are compressed.")] = "none"
     client_id: Annotated[str, Meta(min_length=1, description="The name brokers log and set quotas for.")] = "syslogger"
     request_timeout_seconds: Annotated[
@@ -645,6 +662,11 @@ def _check_kafka(kafka: Kafka, where: Mapping[str, str]) -> None:
         _check_remote(address, f"{servers}[{index}]", where.get(servers, ""))
     if kafka.zookeeper:
         _check_zookeeper(kafka.zookeeper, zookeeper, where.get(zookeeper, ""))
+    try:
+        ZoneInfo(kafka.zone)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        rest = f"is {_shown(kafka.zone)}: it may be a time zone that this machine knows, like Europe/Berlin."
+        raise _wrong("kafka.zone", where.get("kafka.zone", ""), rest) from None
     if kafka.topic in (".", ".."):
         raise _wrong("kafka.topic", where["kafka.topic"], 'may be any such text but "." and "..".')
 

@@ -190,7 +190,7 @@ def test_demo(program, line, arguments):
         ("-xyz=1", "there is no flag --xyz; see syslogger --help"),
         ("--top x", "there is no flag --top: did you mean --topic?"),
         ("chekc", "there is no command 'chekc': did you mean check?"),
-        ("zzzz", "there is no command 'zzzz': there are run, check, top, tap and demo; see syslogger --help"),
+        ("zzzz", "there is no command 'zzzz': there are run, check, top, tap, demo and parse; see syslogger --help"),
         ("run check", "'check' is one word too many after the command run; see syslogger --help"),
         ("-publish true", "there is no command 'true'"),
         ("-port x", "--port: 'x' is no port: it may be 0 to 65535; see syslogger --help"),

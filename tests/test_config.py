@@ -186,6 +186,12 @@ def test_no_kafka_says_what_to_set():
         ('[kafka]\ntopic = ".."', 'kafka.topic (FILE) may be any such text but "." and "..".'),
         ("[kafka]\ntopic = 5", "kafka.topic (FILE) is 5: it may be a text, "),
         (
+            '[kafka]\nzone = "Mars/Olympus"',
+            'kafka.zone (FILE) is "Mars/Olympus": it may be a time zone that this machine knows, like Europe/Berlin.',
+        ),
+        ('[kafka]\nzone = "../etc"', 'kafka.zone (FILE) is "../etc": it may be a time zone '),
+        ('[kafka]\nvalue = "jsn"', 'kafka.value (FILE) is "jsn": it may be raw, json or json-go; did you mean json?'),
+        (
             '[kafka]\ncompression = "gz"',
             'kafka.compression (FILE) is "gz": it may be none, gzip, snappy, lz4 or zstd; did you mean gzip?',
         ),

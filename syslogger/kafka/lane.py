@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import NoReturn, Protocol
 
@@ -19,7 +19,7 @@ from aiokafka.producer.message_accumulator import BatchBuilder
 from syslogger.config import Kafka
 from syslogger.counters import Counters
 
-from .producer import BATCH_BYTES, FAILURES, REFUSED, TOO_LARGE, Producer, append_records
+from .producer import BATCH_BYTES, FAILURES, REFUSED, TOO_LARGE, Producer, append_keyed, append_records
 
 ROOM_BYTES = 262_144
 """While more than this waits for the next batch of a partition nothing more is read: it bounds the process's memory."""
@@ -41,13 +41,17 @@ See = Callable[[Sequence[bytes], str], None]
 class _Delivery:
     """One call of `Lane.deliver`."""
 
-    __slots__ = ("begun", "done", "first", "peer", "records", "size")
+    __slots__ = ("begun", "done", "first", "keys", "peer", "records", "size")
 
-    def __init__(self, records: Sequence[bytes], size: int, done: asyncio.Future[None], peer: str) -> None:
+    def __init__(
+        self, records: Sequence[bytes], size: int, done: asyncio.Future[None], peer: str, keys: Sequence[bytes]
+    ) -> None:
         self.records = records
         self.size = size
         self.done = done
         self.peer = peer
+        self.keys = keys
+        """Empty, or one for each record."""
         self.begun = False
         self.first = 0
         """Index of the first record that is not acknowledged."""
@@ -86,7 +90,7 @@ class Outlet:
         self._peer = peer
         lane.connections += 1
 
-    def room(self) -> Coroutine[None, None, None] | None:
+    def room(self) -> Awaitable[None] | None:
         """See `Sink`."""
         return None if self.lane.has_room else self.lane.room()
 
@@ -147,10 +151,12 @@ class Lane:
                 turn.set_result(None)
                 return
 
-    def deliver(self, records: Sequence[bytes], size: int, peer: str) -> asyncio.Future[None]:
-        """See `Sink`. `peer` is where the records are from."""
+    def deliver(
+        self, records: Sequence[bytes], size: int, peer: str, keys: Sequence[bytes] = ()
+    ) -> asyncio.Future[None]:
+        """See `Sink`. `peer` is where the records are from; `keys` are none, or each one's, which may be empty."""
         done = self._loop.create_future()
-        self._gathered.append(_Delivery(records, size, done, peer))
+        self._gathered.append(_Delivery(records, size, done, peer, keys))
         self._waiting_bytes += size
         if self._wake and self._waiting_bytes >= self._wake_at_bytes:
             self._wake_now()
@@ -272,12 +278,13 @@ class Lane:
             ("syslogger.time", datetime.now(UTC).isoformat(timespec="milliseconds").encode()),
         ]
         pieces, waits = [delivery.records[delivery.first]], pauses()
+        key = delivery.keys[delivery.first] if delivery.keys else b""
         buried, refused_by = 0, producer
         while buried < len(pieces):
             current = await self._topic.producer(other_than=refused_by)
             place = ("syslogger.piece", b"%d/%d" % (buried + 1, len(pieces)))
             try:
-                await current.append_one(topic, pieces[buried], [*headers, place])
+                await current.append_one(topic, pieces[buried], [*headers, place], key)
             except TOO_LARGE:
                 # Those before it are there already; who puts them together finds these instead of the one.
                 half = (len(pieces[buried]) + 1) // 2
@@ -304,7 +311,10 @@ class Lane:
                 delivery.begun = True
                 self._waiting_bytes -= delivery.size
             records = delivery.records[delivery.first :] if delivery.first else delivery.records
-            appended = append_records(batch, records, timestamp)
+            if delivery.keys:
+                appended = append_keyed(batch, records, delivery.keys[delivery.first :], timestamp)
+            else:
+                appended = append_records(batch, records, timestamp)
             if appended < len(records):
                 self._make_room()
                 return ended, delivery.first + appended

@@ -154,11 +154,13 @@ class Producer:
             if not answer.done():
                 answer.set_result(None)
 
-    async def append_one(self, topic: str, value: bytes, headers: Sequence[tuple[str, bytes]]) -> None:
+    async def append_one(
+        self, topic: str, value: bytes, headers: Sequence[tuple[str, bytes]], key: bytes = b""
+    ) -> None:
         """Return when one record is acknowledged in any partition of a topic. Raises one of `FAILURES`."""
         # Bounded: without the topic it would wait for its metadata only, but without a leader for ever.
         async with asyncio.timeout(2 * self.inner.client._request_timeout_ms / 1000):  # noqa: SLF001 - as configured
-            await self.inner.send_and_wait(topic, value, headers=list(headers))
+            await self.inner.send_and_wait(topic, value, key=key or None, headers=list(headers))
 
     async def settle(self, seconds: float) -> None:
         """Wait until the batches that are out now are answered, but not longer than `seconds`."""
@@ -229,6 +231,18 @@ def append_records(batch: BatchBuilder, records: Sequence[bytes], timestamp: int
     append, no_headers = batch._builder.append, []  # type: ignore[var-annotated]  # noqa: SLF001
     for record in records:
         if append(offset, timestamp, None, record, no_headers) is None:
+            break
+        offset += 1
+    batch._relative_offset = offset  # noqa: SLF001
+    return int(offset - before)
+
+
+def append_keyed(batch: BatchBuilder, records: Sequence[bytes], keys: Sequence[bytes], timestamp: int) -> int:
+    """Do as `append_records` with a key for each record; an empty one is none."""
+    before = offset = batch._relative_offset  # noqa: SLF001 - as above
+    append, no_headers = batch._builder.append, []  # type: ignore[var-annotated]  # noqa: SLF001
+    for record, key in zip(records, keys, strict=True):
+        if append(offset, timestamp, key or None, record, no_headers) is None:
             break
         offset += 1
     batch._relative_offset = offset  # noqa: SLF001

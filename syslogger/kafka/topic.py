@@ -23,6 +23,7 @@ from syslogger.counters import Counters
 from .diagnosis import listed, named, why_not, why_stuck
 from .lane import BACKOFF_SECONDS, Lane, Outlet, See, pauses
 from .producer import FAILURES, Owed, Producer, ProducerLostError, build, client_settings, stop
+from .values import Values, ValuesOutlet
 
 _log = logging.getLogger(__name__)
 
@@ -58,6 +59,8 @@ class Topic:
         """What is wrong now, of the cluster or of a partition by its number, in words, with what to do about it."""
         self._brokers = brokers
         self._client = client_settings(settings)
+        plain = settings.value == "raw" and settings.key == "none"
+        self._values = None if plain else Values(settings)
         self._troubled_since = 0.0
         self._producer: Producer | None = None
         self._unfit: Producer | None = None
@@ -115,13 +118,18 @@ class Topic:
 
     def sink(self, peer: str) -> Outlet:
         """Return a way into the lane with the fewest connections. Kafka must have `answered`."""
-        partitions = self._producer.partitions if self._producer else []
-        for index in range(len(partitions) or 1):
+        lane = min(self._all_lanes(), key=lambda lane: lane.connections)
+        return ValuesOutlet(lane, peer, self._values, self._all_lanes) if self._values else Outlet(lane, peer)
+
+    def _all_lanes(self) -> list[Lane]:
+        """Return a lane for each partition, in order."""
+        count = len(self._producer.partitions) if self._producer else 0
+        for index in range(count or 1):
             if index not in self._lanes:
                 self._lanes[index] = Lane(self, index)
                 self._lanes[index].show(self._see)
                 self._own(self._lanes[index].run())
-        return Outlet(min(self._lanes.values(), key=lambda lane: lane.connections), peer)
+        return list(self._lanes.values())
 
     def show(self, see: See | None) -> None:
         """Show the records of every delivery, and their peer, to `see` from now on; None ends it."""

@@ -255,5 +255,8 @@ def test_rsyslog_that_is_refused_for_a_while(driver: str, kafka43: Kafka43, topi
         shutil.copyfile(new, old)
     sender.rsyslog.start()
     account = kafka43.wait_account(topic, {"a": 300}, 30)
+    if account.lost and driver.startswith("ossl") and "hard cancellation" in sender.rsyslog.log():
+        # It threw away what it was just about to send: README.md.
+        pytest.xfail("rsyslog's ossl driver hung while rsyslog was to stop")
     assert not account.lost, account
     assert not account.foreign, account

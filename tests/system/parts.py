@@ -33,7 +33,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, ClassVar, Self, TypeVar
 
-from confluent_kafka import Consumer, KafkaException, TopicPartition
+from confluent_kafka import Consumer, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import AdminClient, AlterConfigOpType, ConfigEntry, ConfigResource, NewTopic
 
 T = TypeVar("T")
@@ -349,11 +349,21 @@ class KafkaClient:
     def end_offsets(self, topic: str) -> dict[int, int]:
         """Return the next offset of each partition: how many records were ever appended."""
         with _reader(self.bootstrap) as consumer:
-            partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
-            return {
-                number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
-                for number in partitions
-            }
+
+            def ends() -> dict[int, int]:
+                partitions = consumer.list_topics(topic, timeout=10).topics[topic].partitions
+                try:
+                    return {
+                        number: consumer.get_watermark_offsets(TopicPartition(topic, number), timeout=10)[1]
+                        for number in partitions
+                    }
+                except KafkaException as error:
+                    # A broker that was away leads nothing for a moment.
+                    if error.args[0].code() != KafkaError._UNKNOWN_PARTITION:
+                        raise
+                    return {}
+
+            return until(ends, f"every partition of {topic} has a leader", 20)
 
     def records(self, topic: str, seconds: float = 60.0) -> list[tuple[int, bytes]]:
         """Return every record from the beginning to the end as it is now: (partition, value), in order."""

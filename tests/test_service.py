@@ -226,3 +226,22 @@ async def test_a_rehearsal_that_does_not_end(monkeypatch: pytest.MonkeyPatch) ->
     monkeypatch.setattr(sys, "orig_argv", ["python", "-c", "import time; time.sleep(60)"])
     monkeypatch.setattr(service, "_REHEARSE_SECONDS", 0.2)
     assert "did not start" in await service.rehearse("x")
+
+
+@pytest.mark.parametrize("kept", [True, False])
+def test_memory_is_kept_for_the_next_batch(kept: bool) -> None:
+    program = (
+        "import resource, sys\n"
+        "from syslogger import service\n"
+        f"{kept} and service.keep_memory()\n"
+        "def faults():\n"
+        "    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt\n"
+        "def batch():\n"
+        "    [bytes(300_000) for _ in range(4)]\n"
+        "batch()\n"
+        "before = faults()\n"
+        "for _ in range(20): batch()\n"
+        "print(faults() - before)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, timeout=30)
+    assert (int(done.stdout) < 2000) is kept, done.stdout

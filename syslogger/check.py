@@ -344,10 +344,11 @@ def _topic(config: Config, found: Findings) -> Iterator[Line]:
     largest = max(listener.max_record_bytes for listener in config.listeners)
     most = int(settings.get("max.message.bytes", largest + _RECORD_OVERHEAD_BYTES))
     if most < largest + _RECORD_OVERHEAD_BYTES:
+        dead_letters = config.kafka.dead_letter_topic or f"{topic}.dead-letter"
         yield Line(
             "note",
             f"max.message.bytes {most:,} is too small for max_record_bytes {largest:,}: a record of that size would "
-            f"wait for ever, and its partition with it. Raise the one to {largest + _RECORD_OVERHEAD_BYTES} or lower "
+            f"go to the topic {dead_letters}, in pieces. Raise the one to {largest + _RECORD_OVERHEAD_BYTES} or lower "
             f"the other to {max(0, most - _RECORD_OVERHEAD_BYTES)}.",
         )
 

@@ -161,7 +161,7 @@ class Kafka(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     ] = ""
     value: Annotated[
         Value,
-        Meta(description="What is stored: the record as it came, or its JSON (see What a record becomes)."),
+        Meta(description="What is stored: the record as it came, or its JSON (see records.md)."),
     ] = "raw"
     key: Annotated[
         Key,
@@ -412,6 +412,8 @@ def parse_address(text: str, setting: str, where: str = "") -> tuple[str, int]:
     ):
         hint = f"; did you mean [{host}]:{port}?" if _is_v6(host) and port else "."
         may_be = "host:port, [v6]:port or :port, with a port from 0 to 65535"
+        if setting.startswith("listeners"):
+            may_be += ", or unix:/path"
         raise _wrong(setting, where, f"is {_shown(text)}: it may be {may_be}{hint}")
     return host[1:-1] if bracketed else host, int(port)
 
@@ -574,6 +576,8 @@ def _convert(name: str, value: object, origin: str, *, strict: bool) -> object:
         return msgspec.convert(value, kind, strict=strict)
     except msgspec.ValidationError:
         may_be = ", ".join(words for words in _may_be(kind) if words)
+        if isinstance(value, str) and may_be.startswith("a list"):
+            may_be += f", as [{_shown(value)}]"
         hint = _did_you_mean(value, _choices(kind)) if isinstance(value, str) else "."
         shown = "of the wrong type" if _described(kind)[2] else _shown(value)
         raise _wrong(name, origin, f"is {shown}: it may be {may_be}{hint}") from None

@@ -25,7 +25,7 @@ try:
     from confluent_kafka import Consumer, Producer, TopicPartition
 except ImportError as error:
     raise ConfigError(
-        f"The demo needs the package confluent-kafka ({error}): pip install 'syslogger[demo]', or make demo."
+        f"The demo needs the package confluent-kafka ({error}): in the sources make demo, or pip install '.[demo]'."
     ) from error
 
 _TOPIC = "syslog"
@@ -51,7 +51,8 @@ syslogger listens on {listen} and appends to a topic of a Kafka broker that is
 inside this process, at {broker} and in memory only.
 
     Send a record from another terminal:  logger -n {host} -P {port} -T hello
-    Watch the metrics:                    {metrics}
+    Watch it in a browser:                {watch}
+    Watch it in a terminal:               syslogger top
     End:                                  Ctrl-C
 
 {samples} samples and what you send, as they arrive in the topic:
@@ -142,7 +143,7 @@ async def _introduce(listen: str, config: Config) -> None:
             broker=config.kafka.bootstrap_servers[0],
             host=host,
             port=port,
-            metrics=f"http://{metrics}/metrics" if metrics else "(port 9514 is taken)",
+            watch=f"http://{metrics}/" if metrics else "(port 9514 is taken)",
             samples=len(_SAMPLES),
         )
     )

@@ -22,7 +22,7 @@ from .framing.newline import Newline
 from .framing.octet_counted import OctetCounted
 from .framing.relp import Relp
 from .kafka import Topic
-from .listener import Connections, Listener, Terms, bind, is_listening, name_of
+from .listener import Connections, Listener, Terms, bind, cannot_listen, is_listening, name_of
 from .status import status
 from .streams import Poller, largest_receive_buffer, unread
 from .tap import Tap
@@ -234,9 +234,7 @@ class Forwarder:
             try:
                 server = started.enter_context(MetricsServer(address, view))
             except OSError as error:
-                why = error.strerror or str(error)
-                text = f"prometheus.address: cannot listen on {config.prometheus.address}: {why}; choose another port"
-                raise ConfigError(text) from error
+                raise cannot_listen("prometheus.address", *address, error) from error
             self._held.append(str(server.address[1]))
             _log.info("Metrics are at http://%s:%d/metrics.", *server.address)
         if config.riemann.address:

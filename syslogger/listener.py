@@ -80,7 +80,7 @@ def bind(
     except OSError as error:
         for sock in sockets:
             sock.close()
-        raise _cannot_listen(setting, host, port, error) from error
+        raise cannot_listen(setting, host, port, error) from error
     return sockets
 
 
@@ -92,7 +92,8 @@ def _covers(sock: socket.socket, address: tuple[str, int]) -> bool:
     return own == address or (own[1] == address[1] and own[0] in {"::", "0.0.0.0"})  # noqa: S104 - compared
 
 
-def _cannot_listen(setting: str, host: str, port: int, error: OSError) -> ConfigError:
+def cannot_listen(setting: str, host: str, port: int, error: OSError) -> ConfigError:
+    """Return the error that says in words why `host` and `port` of `setting` cannot be bound."""
     why = error.strerror or str(error)
     if error.errno == errno.EADDRINUSE:
         why = "another program already listens there; stop it or choose another port"

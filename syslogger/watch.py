@@ -221,7 +221,10 @@ def _printed(text: str) -> bool:
 def _advice(error: OSError) -> str:
     if isinstance(error, PermissionError):
         return "only root and the daemon's own user may, for it shows everybody's messages"
-    return "does the daemon run, and is tap.path where it says? --config names its file"
+    return (
+        "does the daemon run, and is tap.path where it says? Without systemd there is no tap until tap.path is set; "
+        "--config names the daemon's file"
+    )
 
 
 def _at(status: Status, path: tuple[str, ...]) -> float:

@@ -197,7 +197,13 @@ def test_a_sound_topic() -> None:
         ({"min.insync.replicas": "1"}, 3, 3, "note", "acks=all then promises one copy only"),
         ({"min.insync.replicas": "1"}, 1, 1, "note", "is lost with its disk"),
         ({"min.insync.replicas": "2"}, 3, 1, "FAIL", "partitions 0, 1 are with fewer replicas in sync"),
-        ({"max.message.bytes": "1099"}, 3, 3, "note", "Raise the one to 1100 or lower the other to 999."),
+        (
+            {"max.message.bytes": "1099"},
+            3,
+            3,
+            "note",
+            "would go to the topic syslog.dead-letter, in pieces. Raise the one to 1100 or lower the other to 999.",
+        ),
     ],
 )
 def test_a_topic_that_is_not_sound(

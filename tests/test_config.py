@@ -202,7 +202,10 @@ def test_no_kafka_says_what_to_set():
         ("max_connections = 1.5", "max_connections (FILE) is 1.5: "),
         ('[kafka]\nclient_id = ""', 'kafka.client_id (FILE) is "": it may be a text, at least 1 character.'),
         ("max_connections = 2024-05-01", 'max_connections (FILE) is "2024-05-01": '),
-        ('[kafka]\nbootstrap_servers = "k:1"', 'kafka.bootstrap_servers (FILE) is "k:1": it may be a list of texts.'),
+        (
+            '[kafka]\nbootstrap_servers = "k:1"',
+            'kafka.bootstrap_servers (FILE) is "k:1": it may be a list of texts, as ["k:1"].',
+        ),
         ("[kafka]\nbootstrap_servers = [1]", "kafka.bootstrap_servers (FILE) is [1]: it may be a list of texts."),
         ("[kafka]\nbootstrap_servers = [[1]]", "kafka.bootstrap_servers (FILE) is a list of lists: "),
         ("kafka = 1", "kafka (FILE) is 1: it may be a table, written [kafka]."),
@@ -266,6 +269,14 @@ def test_a_file_that_cannot_be_read(tmp_path, toml):
             'log.level (SYSLOGGER_LOG_LEVEL) is "warn": it may be debug, info, warning or ',
         ),
         ("SYSLOGGER_LISTEN", "", "listeners (SYSLOGGER_LISTEN) is empty: "),
+        (
+            "SYSLOGGER_LISTEN",
+            "1514",
+            (
+                'listeners[0].address (SYSLOGGER_LISTEN) is "1514": it may be host:port, [v6]:port or :port, with a '
+                "port from 0 to 65535, or unix:/path."
+            ),
+        ),
         ("SYSLOGGER_LISTEN", ":1,::1:2", 'listeners[1].address (SYSLOGGER_LISTEN) is "::1:2": it may be host:port, '),
         ("SYSLOGGER_LISTEN", ":1,:1", 'listeners[1].address (SYSLOGGER_LISTEN) is ":1", which listeners[0] has too.'),
         ("SYSLOGGER_KAFKA_CLIENT_ID", "\udcff", "kafka.client_id (SYSLOGGER_KAFKA_CLIENT_ID) is not UTF-8."),

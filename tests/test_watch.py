@@ -180,6 +180,7 @@ def test_tap_says_what_to_do_when_it_cannot(tmp_path: Path, capfd: pytest.Captur
     assert tap(config(tap={"path": str(missing)}), "", "", None) == 1
     said = capfd.readouterr().err
     assert said.startswith(f"syslogger: cannot open {missing}: No such file or directory; does the daemon run")
+    assert "Without systemd there is no tap until tap.path is set" in said
     assert "only root" in watch._advice(PermissionError(13, "Permission denied"))
 
 

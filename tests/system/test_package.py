@@ -188,6 +188,8 @@ def test_what_comes_with_it(installed: Packaged):
     listed = machine.run("dpkg", "--listfiles", "syslogger").split()
     shipped = {path.name for path in (ROOT / "rsyslog.d").iterdir()}
     assert {name.rpartition("/")[2] for name in listed if "/doc/syslogger/rsyslog.d/" in name} == shipped
+    for page in ("README.md", *(path.name for path in (ROOT / "docs").glob("*.md"))):
+        assert f"/usr/share/doc/syslogger/{page}" in listed
     for name in (
         "/usr/share/man/man1/syslogger.1.gz",
         "/usr/share/bash-completion/completions/syslogger",

@@ -114,7 +114,7 @@ def render(now: Status, before: Status, width: int, *, colored: bool) -> str:
         "producers rebuilt": now["producer_rebuilds"],
     }
     in_flight, throughput = f"{records['in_flight']:,} in flight", _bytes(rate_of(now, before, seconds))
-    state = textwrap.wrap("ready" if now["ready"] else now["state"], width)
+    state = textwrap.wrap("ready" if now["ready"] else now["state"], width, break_on_hyphens=False)
     lines = [
         f"syslogger {now['version']}, up {_span(now['uptime_seconds'])}, on {', '.join(now['listening']) or 'nothing'}",
         *state,

@@ -85,7 +85,7 @@ async def test_a_screen_is_as_wide_as_the_terminal_and_moves_no_cursor() -> None
 
 
 async def test_a_screen_has_every_word_of_what_is_wrong() -> None:
-    why = "waiting for Kafka: kafka1:9092 refuses, and every word of why is to be read"
+    why = "waiting for Kafka: kafka1:9092 refuses; kafka-topics.sh --create --topic nosuch"
     screen = render(await example(Counters(), ready=False, state=why), {}, 40, colored=False)
     assert why in screen.replace("\n", " ")
 

@@ -134,10 +134,16 @@ def _watch(command: str, line: argparse.Namespace) -> int:
     from syslogger.watch import tap, top  # noqa: PLC0415 - brings msgspec
 
     # Neither asks Kafka for anything: where it is need not be known.
-    config = _config(line, {"kafka.zookeeper": "localhost:2181"})
+    config = _config(line, {"kafka.zookeeper": "localhost:2181"} | _of_instance(line.config or ""))
     if command == "top":
         return top(config, line.count)
     return tap(config, line.peer or "", line.text or "", line.count)
+
+
+def _of_instance(file: str) -> dict[str, str]:
+    """Return where the tap of `syslogger@NAME` is, if `file` is that unit's; its configuration need not say so."""
+    found = re.fullmatch(r"/etc/syslogger/(?!syslogger\.toml)([^/]+)\.toml", file)
+    return {"tap.path": f"/run/syslogger-{found[1]}/tap"} if found else {}
 
 
 def _takes_only(command: str, line: argparse.Namespace, *takes: str) -> None:

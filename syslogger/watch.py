@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import sys
+import textwrap
 import time
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -53,9 +54,12 @@ def top(config: Config, count: int | None) -> int:
             text = render(now, before, shutil.get_terminal_size().columns, colored=screen) if before else ""
             before = now
         except (OSError, ValueError, http.client.HTTPException) as error:
-            text = f"The daemon at {config.prometheus.address} does not answer: {error}\n"
+            why = (isinstance(error, OSError) and error.strerror) or error
+            what = f"The daemon at {config.prometheus.address} does not answer: {why}"
+            text = f"{what}\n"
             if not before:
-                sys.stderr.write(f"syslogger: {text}")
+                advice = "does it run, and is that its prometheus.address? --config names its file"
+                sys.stderr.write(f"syslogger: {what}; {advice}\n")
                 return 1
         # The first answer is only what the rates of the second are since.
         if (text and not _printed(f"{_CLEAR}{text}" if screen else f"{text}\n")) or shown == count:
@@ -110,15 +114,20 @@ def render(now: Status, before: Status, width: int, *, colored: bool) -> str:
         "producers rebuilt": now["producer_rebuilds"],
     }
     in_flight, throughput = f"{records['in_flight']:,} in flight", _bytes(rate_of(now, before, seconds))
+    state = textwrap.wrap("ready" if now["ready"] else now["state"], width, break_on_hyphens=False)
     lines = [
         f"syslogger {now['version']}, up {_span(now['uptime_seconds'])}, on {', '.join(now['listening']) or 'nothing'}",
-        "ready" if now["ready"] else now["state"],
+        *state,
         "",
         f"records   {rate('records', 'received')}/s in, {rate('records', 'delivered')}/s delivered, {in_flight}",
         f"bytes     {throughput}/s in {rate('batches')} batches/s",
         "latency   " + ", ".join(f"{name} {_span(value)}" for name, value in latency.items()),
         f"peers     {open_['open']:,} of {open_['most']:,} connections, {rate('connections', 'accepted')}/s accepted",
-        "so far    " + ", ".join(f"{number:,} {name}" for name, number in so_far.items()),
+        *textwrap.wrap(
+            "so far    " + ", ".join(f"{number:,} {name}" for name, number in so_far.items()),
+            width,
+            subsequent_indent=" " * 10,
+        ),
     ]
     if failures := now["batch_failures"]:
         lines.append("errors    " + ", ".join(f"{name} {number:,}" for name, number in failures.items()))
@@ -156,7 +165,7 @@ def render(now: Status, before: Status, width: int, *, colored: bool) -> str:
     for table, found in zip(tables, (len(now["peers"]) + now["peers_left_out"], len(now["partitions"])), strict=False):
         if found > _ROWS:
             table.append(f"… and {found - _ROWS:,} more")
-    styles = {1: _GREEN if now["ready"] else _RED}
+    styles = dict.fromkeys(range(1, 1 + len(state)), _GREEN if now["ready"] else _RED)
     for table in tables:
         styles[len(lines) + 1] = _BOLD
         lines += ["", *table]

@@ -84,6 +84,12 @@ async def test_a_screen_is_as_wide_as_the_terminal_and_moves_no_cursor() -> None
     assert colored == plain
 
 
+async def test_a_screen_has_every_word_of_what_is_wrong() -> None:
+    why = "waiting for Kafka: kafka1:9092 refuses; kafka-topics.sh --create --topic nosuch"
+    screen = render(await example(Counters(), ready=False, state=why), {}, 40, colored=False)
+    assert why in screen.replace("\n", " ")
+
+
 @pytest.mark.parametrize(
     ("seconds", "said"),
     [(0, "0"), (0.0015, "1.5 ms"), (2, "2.0 s"), (90, "1.5 min"), (5400, "1.5 h"), (172800, "2.0 d")],
@@ -115,7 +121,7 @@ def test_top_says_that_nothing_answers(capfd: pytest.CaptureFixture[str]) -> Non
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     assert top(config(prometheus={"address": f"127.0.0.1:{port}"}), None) == 1
-    assert f"The daemon at 127.0.0.1:{port} does not answer: " in capfd.readouterr().err
+    assert f"The daemon at 127.0.0.1:{port} does not answer: Connection refused; does it run" in capfd.readouterr().err
     with pytest.raises(ConfigError, match=r"prometheus\.address is empty"):
         top(config(prometheus={"address": ""}), None)
 
@@ -195,6 +201,19 @@ def test_neither_needs_to_know_where_kafka_is(monkeypatch: pytest.MonkeyPatch, t
     assert cli.main(["tap", "--peer", "192.0.2.7", "--text=error", "--count", "1"]) == 0
     assert cli.main(["tap"]) == 0
     assert called == [(":7", 3), ("/run/x", "192.0.2.7", "error", 1), ("/run/x", "", "", None)]
+
+
+@pytest.mark.parametrize(
+    ("file", "path"),
+    [
+        ("/etc/syslogger/two.toml", "/run/syslogger-two/tap"),
+        ("/etc/syslogger/syslogger.toml", None),
+        ("/srv/two.toml", None),
+        ("", None),
+    ],
+)
+def test_the_tap_of_an_instance_is_where_its_unit_has_it(file: str, path: str | None) -> None:
+    assert cli._of_instance(file).get("tap.path") == path
 
 
 @pytest.mark.parametrize(

@@ -73,15 +73,20 @@ class Compared:
     def _ours(self, figure: Figure) -> float | None:
         return self.forwarders[OURS].median(figure) if OURS in self.forwarders else None
 
+    def found(self, goal: Goal) -> float | None:
+        """Return what a goal bounds, of our median; None if there is none."""
+        ours, best = self._ours(goal.figure), self.best_peer(goal.figure)
+        if ours is None or goal.against == "value":
+            return ours
+        if best is None:
+            return None
+        return ours / (best or 1.0) if goal.against == "ratio to the best peer" else ours - best
+
     def reached(self, goal: Goal) -> bool | None:
         """Return whether our median reaches a goal; None if that cannot be said."""
-        ours, best = self._ours(goal.figure), self.best_peer(goal.figure)
-        if ours is None or (best is None and goal.against != "value"):
+        found = self.found(goal)
+        if found is None:
             return None
-        if goal.against == "ratio to the best peer":
-            found = ours / (best or 1.0)
-        else:
-            found = ours - (best or 0.0) if goal.against == "more than the best peer" else ours
         return found >= goal.bound if goal.figure in _MORE_IS_BETTER else found <= goal.bound
 
 
@@ -149,6 +154,8 @@ class Row:
     """Of every forwarder, in the order of `names`."""
     ratio: str
     goal: str
+    found: str
+    """What the goal bounds, in its terms."""
     reached: bool | None
 
 
@@ -172,8 +179,18 @@ def rows(works: Sequence[Compared]) -> Iterator[Row]:
                 [spread(each.values(figure)) for each in runs],
                 "" if ratio is None else f"{ratio:.2f}",
                 said(goal) if goal else "",
+                _found(work, goal) if goal else "",
                 work.reached(goal) if goal else None,
             )
+
+
+def _found(work: Compared, goal: Goal) -> str:
+    found = work.found(goal)
+    if found is None:
+        return ""
+    return {"ratio to the best peer": f"{found:.2f} ×", "more than the best peer": f"{found:+.1f}"}.get(
+        goal.against, f"{found:g}"
+    )
 
 
 def refusals(works: Sequence[Compared]) -> list[str]:

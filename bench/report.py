@@ -58,7 +58,7 @@ def _table(results: Results) -> str:
 def _short(results: Results) -> str:
     """Return what falls short, and what gave no figure."""
     found = [
-        f"* {row.title}: {row.figure} is to be {row.goal}" + (f", and is {row.ratio} ×." if row.ratio else ".")
+        f"* {row.title}: {row.figure} is to be {row.goal}, and is {row.found}."
         for row in rows(results.works)
         if row.reached is False
     ]

@@ -1,6 +1,7 @@
 """One suite for every way to send: whatever the framing and the transport, the same holds.
 
-A new transport is a class with `settings`, `connect` and what its `Sender` does otherwise, and a line in `WAYS`.
+A new transport is a class with `settings`, `streams` and what its `Sender` does otherwise, and a place in `TRANSPORTS`.
+A new protocol is a `Way` that says where it promises otherwise, and a `Sender` that speaks it.
 """
 
 from __future__ import annotations
@@ -10,10 +11,11 @@ import contextlib
 import random
 import socket
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, ClassVar, NamedTuple, Self
 
 import msgspec
 import pytest
@@ -25,6 +27,7 @@ from syslogger.framing import Framing
 from syslogger.framing.detected import Detected
 from syslogger.framing.newline import Newline
 from syslogger.framing.octet_counted import OctetCounted
+from syslogger.framing.relp import Relp
 from syslogger.service import Stop
 from tests.certificates import SERVER, Authority
 from tests.fakes import FakeSink
@@ -37,6 +40,9 @@ LARGEST = 2048
 class Sender:
     """A peer's end. Its calls wait as long as the other end makes them."""
 
+    answered = 0
+    """How many records the other end has said are safe."""
+
     def __init__(self, framing: str, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._framing = framing
         self._count = 0
@@ -48,6 +54,11 @@ class Sender:
         self._count += 1
         counted = self._framing == "octet_counted" or (self._framing == "auto" and self._count % 2)
         return b"%d %b" % (len(record), record) if counted else record + b"\n"
+
+    @property
+    def kept(self) -> list[bytes]:
+        """The records that this end would send again, on another connection: none, if nobody answers it."""
+        return []
 
     async def send(self, *records: bytes) -> None:
         """Send whole records."""
@@ -77,6 +88,103 @@ class Sender:
             await self._writer.wait_closed()
 
 
+class _Frame(NamedTuple):
+    number: int
+    record: bytes
+    """Empty if it is no `syslog`."""
+    end: int
+    """How many bytes its session has sent when it is complete."""
+
+
+class RelpSender(Sender):
+    """A peer that speaks RELP. It has no window, so that only the other end can make it wait.
+
+    Every answer is for the frame whose turn it is, and says 200; `AssertionError` from what waits next, if not.
+    """
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        super().__init__("relp", reader, writer)
+        self._framed = 0
+        """How many bytes all frames are, sent or not."""
+        self._sent = 0
+        self._unanswered: deque[_Frame] = deque()
+        self._told_to_end = False
+        self._listening = asyncio.ensure_future(self._listen())
+
+    async def open(self) -> None:
+        """Open the session."""
+        await self.send_bytes(self._frame(b"open", b"relp_version=0\nrelp_software=peer\ncommands=syslog"))
+        await self._was_answered()
+
+    def framed(self, record: bytes) -> bytes:
+        return self._frame(b"syslog", record)
+
+    def _frame(self, command: bytes, data: bytes) -> bytes:
+        self._count += 1
+        frame = b"%d %b %d%b%b\n" % (self._count, command, len(data), b" " if data else b"", data)
+        self._framed += len(frame)
+        self._unanswered.append(_Frame(self._count, data if command == b"syslog" else b"", self._framed))
+        return frame
+
+    @property
+    def kept(self) -> list[bytes]:
+        return [frame.record for frame in self._unanswered if frame.record]
+
+    async def send_bytes(self, data: bytes) -> None:
+        self._sent += len(data)
+        # What does not arrive is not answered.
+        with contextlib.suppress(ConnectionError):
+            await super().send_bytes(data)
+
+    async def _listen(self) -> None:
+        """Take the answers until the other end has ended."""
+        with contextlib.suppress(ConnectionResetError):
+            async for line in self._reader:
+                assert not self._told_to_end
+                if line == b"0 serverclose 0\n":
+                    self._told_to_end = True
+                    continue
+                number, answer, size, data = line.split(b" ", 3)
+                if len(data) <= int(size):
+                    data += await self._reader.readexactly(int(size) + 1 - len(data))
+                frame = self._unanswered.popleft()
+                assert (int(number), answer, data[:7]) == (frame.number, b"rsp", b"200 OK\n")
+                assert len(data) == int(size) + 1
+                assert frame.end <= self._sent, "it is not complete yet"
+                self.answered += bool(frame.record)
+
+    async def _was_answered(self) -> None:
+        """Wait until all that was sent is answered, or will not be any more."""
+        await until(lambda: self._listening.done() or not self._unanswered or self._unanswered[0].end > self._sent)
+
+    async def end(self) -> None:
+        await self._was_answered()
+        if self._sent == self._framed and not self._listening.done():
+            await self.send_bytes(self._frame(b"close", b""))
+            await self.was_ended()
+            assert not self._unanswered
+        elif self._sent > self._framed:
+            # What was sent beside the frames is none; the other end finds that out by itself.
+            await self._heard_all()
+        await self.close()
+
+    async def _heard_all(self) -> None:
+        """Wait until the other end has ended."""
+        await until(self._listening.done)
+        await self._listening
+
+    async def was_ended(self) -> None:
+        await self._heard_all()
+        assert self._told_to_end
+
+    async def close(self) -> None:
+        await super().close()
+        await self._heard_all()
+
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
 class Tcp:
     """A transport."""
 
@@ -88,12 +196,16 @@ class Tcp:
 
     async def connect(self, address: str, framing: str) -> Sender:
         """Connect to a listener by its address as the program names it."""
+        return Sender(framing, *await self.streams(address))
+
+    async def streams(self, address: str) -> Streams:
+        """Connect as `connect` does; return both directions."""
         host, _, port = address.rpartition(":")
         reader, writer = await asyncio.open_connection(host.strip("[]"), int(port))
         # What waits in the process is what `drain` does not wait for.
         writer.transport.set_write_buffer_limits(0)
         writer.get_extra_info("socket").setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        return Sender(framing, reader, writer)
+        return reader, writer
 
 
 class Tcp6(Tcp):
@@ -106,10 +218,10 @@ class Proxied(Tcp):
     def settings(self, directory: Path) -> dict[str, Any]:
         return super().settings(directory) | {"proxy_protocol_from": ["127.0.0.0/8"], "allow": ["192.0.2.0/24"]}
 
-    async def connect(self, address: str, framing: str) -> Sender:
-        sender = await super().connect(address, framing)
-        await sender.send_bytes(b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 1514\r\n")
-        return sender
+    async def streams(self, address: str) -> Streams:
+        reader, writer = await super().streams(address)
+        writer.write(b"PROXY TCP4 192.0.2.1 198.51.100.1 4711 1514\r\n")
+        return reader, writer
 
 
 class EncryptedSender(Sender):
@@ -147,15 +259,25 @@ class Encrypted(Tcp):
         self.authority = Authority(directory)
         return super().settings(directory) | {"tls": self.authority.listener()}
 
+    def _greeted(self, address: str) -> socket.socket:
+        host, _, port = address.rpartition(":")
+        sock = socket.create_connection((host, int(port)), 30)
+        sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        sock.sendall(self.greeting)
+        return sock
+
     async def connect(self, address: str, framing: str) -> Sender:
         def shaken() -> ssl.SSLSocket:
-            host, _, port = address.rpartition(":")
-            sock = socket.create_connection((host, int(port)), 30)
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            sock.sendall(self.greeting)
-            return self.authority.client().wrap_socket(sock, server_hostname=SERVER)
+            return self.authority.client().wrap_socket(self._greeted(address), server_hostname=SERVER)
 
         return EncryptedSender(framing, await asyncio.to_thread(shaken))
+
+    async def streams(self, address: str) -> Streams:
+        sock = await asyncio.to_thread(self._greeted, address)
+        reader, writer = await asyncio.open_connection(sock=sock, ssl=self.authority.client(), server_hostname=SERVER)
+        # With 0, asyncio's TLS would never say that it goes on.
+        writer.transport.set_write_buffer_limits(1)
+        return reader, writer
 
 
 class ProxiedEncrypted(Encrypted):
@@ -174,15 +296,19 @@ class Unix:
         return {"address": f"unix:{directory}/s"}
 
     async def connect(self, address: str, framing: str) -> Sender:
+        return Sender(framing, *await self.streams(address))
+
+    async def streams(self, address: str) -> Streams:
         reader, writer = await asyncio.open_unix_connection(address.removeprefix("unix:"))
         writer.transport.set_write_buffer_limits(0)
-        return Sender(framing, reader, writer)
+        return reader, writer
 
 
-FRAMINGS: dict[str, type[Newline | OctetCounted | Detected]] = {
+FRAMINGS: dict[str, type[Newline | OctetCounted | Detected | Relp]] = {
     "newline": Newline,
     "octet_counted": OctetCounted,
     "auto": Detected,
+    "relp": Relp,
 }
 
 
@@ -192,8 +318,13 @@ class Way:
 
     framing: str
     transport: Tcp | Unix
-    fragments: bool = field(default=True, kw_only=True)
+
+    fragments: ClassVar[bool] = True
     """Whether half a record at the end is one."""
+    ends: ClassVar[str] = "eof"
+    """Why a connection has ended whose peer says that nothing more comes."""
+    ends_garbage: ClassVar[str] = "eof"
+    """Why one has whose peer sent what is no record."""
 
     def __str__(self) -> str:
         return f"{self.framing}-{type(self.transport).__name__.lower()}"
@@ -206,10 +337,30 @@ class Way:
         framing: Framing = FRAMINGS[self.framing](LARGEST)
         return framing.split(data, final=True).records
 
+    async def connect(self, address: str) -> Sender:
+        """Connect to a listener by its address as the program names it."""
+        return await self.transport.connect(address, self.framing)
+
+
+class RelpWay(Way):
+    """In sessions of RELP: each record is answered, and what is not answered is still the peer's."""
+
+    fragments = False
+    ends = "close"
+    ends_garbage = "malformed"
+
+    def settings(self, directory: Path) -> dict[str, Any]:
+        return {"protocol": "relp", "max_record_bytes": LARGEST} | self.transport.settings(directory)
+
+    async def connect(self, address: str) -> Sender:
+        sender = RelpSender(*await self.transport.streams(address))
+        await sender.open()
+        return sender
+
 
 TRANSPORTS = (Tcp(), Tcp6(), Proxied(), Encrypted(), ProxiedEncrypted(), Unix())
 
-WAYS = [Way(framing, transport) for framing in FRAMINGS for transport in TRANSPORTS]
+WAYS = [(RelpWay if framing == "relp" else Way)(framing, transport) for framing in FRAMINGS for transport in TRANSPORTS]
 
 
 class FakeTopic:
@@ -257,7 +408,7 @@ class House:
 
     async def connect(self) -> Sender:
         await until(lambda: self._task.done() or self._program.addresses)
-        self._peers.append(await self.way.transport.connect(self._program.addresses[0], self.way.framing))
+        self._peers.append(await self.way.connect(self._program.addresses[0]))
         return self._peers[-1]
 
     async def close(self) -> None:
@@ -278,7 +429,8 @@ class House:
             status = await self._task
         assert isinstance(status, int)
         counters = self.counters
-        assert counters.records_received == counters.records_delivered + counters.records_in_flight
+        taken = counters.records_delivered + counters.records_in_flight
+        assert counters.records_received == taken + counters.records_withdrawn
         assert counters.connections_open == 0
         return status
 
@@ -308,7 +460,7 @@ async def test_the_order_of_a_connection_holds(house: House) -> None:
     assert await house.sink.has(len(sent)) == sent
     await peer.end()
     await until(lambda: house.counters.connections_open == 0)
-    assert house.counters.connections_ended == {"eof": 1}
+    assert house.counters.connections_ended == {house.way.ends: 1}
     assert not house.counters.records_cut
     assert not house.counters.records_misframed
 
@@ -349,13 +501,14 @@ async def test_a_slow_sink_stops_the_sender_and_loses_nothing(house: House) -> N
     assert sum(map(len, sent)) < 16_000_000, "the kernels' buffers bound what is under way"
     given = len(house.sink.given)
     assert house.sink.records == []
+    assert not peer.answered, "it is not safe yet"
     sending.cancel()
     house.sink.release()
     assert given < len(sent)
     assert await house.sink.has(len(sent)) == sent
 
 
-async def test_a_stop_reads_on_until_the_peer_ends(house: House) -> None:
+async def test_a_stop_loses_nothing_that_a_peer_sends_until_it_ends(house: House) -> None:
     peer = await house.connect()
     await peer.send(b"<13>before")
     await house.sink.has(1)
@@ -364,7 +517,7 @@ async def test_a_stop_reads_on_until_the_peer_ends(house: House) -> None:
     await peer.send(b"<13>after", b"<13>last")
     await peer.end()
     assert await house.stopped() == 0
-    assert house.sink.records == [b"<13>before", b"<13>after", b"<13>last"]
+    assert house.sink.records + peer.kept == [b"<13>before", b"<13>after", b"<13>last"]
 
 
 async def test_a_stop_ends_a_peer_that_is_silent(house: House) -> None:
@@ -441,6 +594,7 @@ async def test_garbage_costs_nobody_else_anything(house: House, seed: int) -> No
             await liar.send_bytes(garbage[start : start + 1000])
         await liar.end()
     await until(lambda: house.counters.connections_open == 1)
+    assert house.counters.connections_ended == {house.way.ends_garbage: 1}
     assert house.sink.records == house.way.expected(garbage)
     before = len(house.sink.records)
     await honest.send(*records("honest", 100))

@@ -35,6 +35,8 @@ _AGAIN_SECONDS = 0.01
 """When to try again to tell a service manager whose socket is full."""
 
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 _M_TRIM_THRESHOLD, _M_MMAP_THRESHOLD = -1, -3
 """glibc's malloc.h."""
 
@@ -89,9 +91,11 @@ async def _hold(main: Main) -> int | Handover:
     stop = Stop()
     with _signals({signal.SIGTERM: stop.ask, signal.SIGINT: stop.ask, signal.SIGHUP: stop.reload.set}):
         outcome = await main(stop)
-    if isinstance(outcome, Handover):
-        # What the loop leaves behind would end the program; ignored, it is ignored until the next loop hears it.
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        if isinstance(outcome, Handover):
+            # What comes before the next loop hears it waits for that: neither is forgotten by execve(2).
+            signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+            if stop.asked.is_set():
+                signal.raise_signal(signal.SIGTERM)
     return outcome
 
 
@@ -100,6 +104,7 @@ def _signals(calls: dict[signal.Signals, Callable[[], None]]) -> Iterator[None]:
     loop = asyncio.get_running_loop()
     for number, call in calls.items():
         loop.add_signal_handler(number, call)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     try:
         yield
     finally:

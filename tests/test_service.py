@@ -207,6 +207,33 @@ def test_a_process_that_executes_itself_again_keeps_its_sockets(tmp_path: Path) 
     assert again == first.replace("first", "again")
 
 
+STOPPED = """
+import asyncio, os, signal, socket, sys
+from syslogger import service
+if "at the next start" in sys.argv and service._HANDED_OVER in os.environ:
+    os.kill(os.getpid(), signal.SIGTERM)
+async def main(stop):
+    ours, units = service.inherited()
+    if not ours:
+        if "before it" in sys.argv:
+            os.kill(os.getpid(), signal.SIGTERM)
+            await stop.asked.wait()
+        return service.Handover([socket.create_server(("127.0.0.1", 0))])
+    async with asyncio.timeout(10):
+        await stop.asked.wait()
+    return 3
+sys.exit(service.run(main))
+"""
+
+
+@pytest.mark.parametrize("when", ["before it", "at the next start"])
+def test_a_stop_that_comes_while_it_executes_itself_is_not_forgotten(when: str, tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(STOPPED)
+    done = subprocess.run([sys.executable, program, when], capture_output=True, text=True, timeout=20, check=False)
+    assert done.returncode == 3, done.stderr
+
+
 @pytest.mark.parametrize(
     ("program", "expected"),
     [

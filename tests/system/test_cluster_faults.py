@@ -31,6 +31,9 @@ DATED = {"message__timestamp__type": "LogAppendTime"}  # so that the topic tells
 Sending = Callable[..., contextlib.AbstractContextManager[list[Load]]]
 
 
+pytestmark = pytest.mark.alone  # it says how soon records flow again
+
+
 @pytest.fixture(scope="module")
 def _cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:

@@ -122,6 +122,10 @@ class Forwarder:
             listeners = [Listener(sock, terms, connections, manager, counters) for sock, terms in bound.items()]
             self._waiting = "waiting for Kafka"
             await _first(topic.answered(), stop.asked.wait(), self._reloaded(stop))
+            if stop.asked.is_set() and any(map(unread, peers)):
+                # What the process before has left is to be delivered, as in any stop.
+                self._waiting = "stopping"
+                await _first(topic.answered(), stop.at_once.wait(), seconds=config.drain_seconds)
             if not topic.has_answered:
                 return self._stopped_waiting(list(bound), peers, stop)
             for peer in peers:

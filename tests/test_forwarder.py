@@ -552,3 +552,19 @@ async def test_who_connects_later_is_seen_too(cluster: MockKafka, tmp_path: Path
             async with asyncio.timeout(10):
                 assert json.loads(await reader.readline())["record"] == "<13>seen"
         writer.close()
+
+
+async def test_a_stop_before_kafka_has_answered_delivers_what_was_left(
+    cluster: MockKafka, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stop that comes while a reload begins anew finds connections with something in them."""
+    with socket.create_server(("127.0.0.1", 0)) as before, socket.create_connection(before.getsockname()) as peer:
+        connection, _ = before.accept()
+        peer.sendall(b"<13>left\n")
+        monkeypatch.setattr(service, "inherited", lambda: ([connection], []))
+        stop = Stop()
+        stop.ask()
+        async with asyncio.timeout(20):
+            assert await Forwarder(configured(*cluster.addresses)).run(stop) == 0
+        assert peer.recv(1) == b""
+    assert cluster.records("syslog", expected=1) == [b"<13>left"]

@@ -344,12 +344,12 @@ def _topic(config: Config, found: Findings) -> Iterator[Line]:
     largest = max(listener.max_record_bytes for listener in config.listeners)
     most = int(settings.get("max.message.bytes", largest + _RECORD_OVERHEAD_BYTES))
     if most < largest + _RECORD_OVERHEAD_BYTES:
-        dead_letters = config.kafka.dead_letter_topic or f"{topic}.dead-letter"
         yield Line(
             "note",
             f"max.message.bytes {most:,} is too small for max_record_bytes {largest:,}: a record of that size would "
-            f"go to the topic {dead_letters}, in pieces. Raise the one to {largest + _RECORD_OVERHEAD_BYTES} or lower "
-            f"the other to {max(0, most - _RECORD_OVERHEAD_BYTES)}.",
+            f"go to the topic {config.kafka.dead_letters}, in pieces. "
+            f"Raise the one to {largest + _RECORD_OVERHEAD_BYTES} "
+            f"or lower the other to {max(0, most - _RECORD_OVERHEAD_BYTES)}.",
         )
 
 

@@ -215,6 +215,11 @@ class Kafka(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
         shown["sasl_password"] = "***" if self.sasl_password else ""
         return f"Kafka({', '.join(f'{name}={value!r}' for name, value in shown.items())})"
 
+    @property
+    def dead_letters(self) -> str:
+        """The topic of the records that Kafka refuses for themselves."""
+        return self.dead_letter_topic or f"{self.topic}.dead-letter"
+
 
 class Prometheus(Struct, forbid_unknown_fields=True, frozen=True, kw_only=True):
     """The `[prometheus]` table."""

@@ -23,7 +23,7 @@ from syslogger.counters import Counters
 from syslogger.streams import PlainStream, Poller
 from syslogger.tls import Tls, TlsStream
 from tests.certificates import SERVER, Authority
-from tests.waiting import until
+from tests.waiting import Reader, until
 
 LARGEST = 4096
 
@@ -37,7 +37,7 @@ async def poller() -> AsyncIterator[Poller]:
 KINDS = ["plain", "tls"]
 
 
-class Pair:
+class Pair(Reader):
     """A stream and the peer's end of it."""
 
     peer: socket.socket
@@ -71,14 +71,6 @@ class Pair:
     def reset(self) -> None:
         self.peer.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
         self.peer.close()
-
-    async def peek(self) -> bytes:
-        """Wait until a peek shows something (or the end)."""
-        async with asyncio.timeout(5):
-            while await self.stream.readable():
-                if data := self.stream.peek():
-                    return data
-        return b""
 
     async def arrived(self, size: int) -> None:
         """Wait until so many bytes are in the kernel."""

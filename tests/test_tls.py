@@ -22,7 +22,7 @@ from syslogger.errors import ConfigError
 from syslogger.streams import Poller
 from syslogger.tls import Tls, TlsStream
 from tests.certificates import CLIENT, SERVER, Authority
-from tests.waiting import until
+from tests.waiting import Reader, until
 
 LARGEST = 4096
 
@@ -42,7 +42,7 @@ def opened(table: dict[str, Any]) -> Tls:
     return Tls(msgspec.convert(table, config.Tls), "listeners[0].tls")
 
 
-class Encounter:
+class Encounter(Reader):
     """A peer that has just connected, and the stream it is given."""
 
     def __init__(self, poller: Poller, asked: Tls) -> None:
@@ -81,14 +81,6 @@ class Encounter:
         assert await asyncio.wait_for(reading, 5)
         assert self.counters.tls_handshakes == 1
         return self.peer
-
-    async def peek(self) -> bytes:
-        """Wait until a peek shows something (or the end)."""
-        async with asyncio.timeout(5):
-            while await self.stream.readable():
-                if data := self.stream.peek():
-                    return data
-        return b""
 
     def close_stream(self) -> None:
         if not self.closed:

@@ -16,25 +16,17 @@ from syslogger import streams, unix_sockets
 from syslogger.errors import ConfigError
 from syslogger.streams import Poller
 from syslogger.unix_sockets import UnixStream, bind_unix, close_bound, peer_of
-from tests.waiting import until
+from tests.waiting import Reader, until
 
 LARGEST = 4096
 
 
-class Pair:
+class Pair(Reader):
     """A stream and the peer's end of it."""
 
     def __init__(self, poller: Poller) -> None:
         self.peer, self.accepted = socket.socketpair(socket.AF_UNIX)
         self.stream = UnixStream(self.accepted, poller)
-
-    async def peek(self) -> bytes:
-        """Wait until a peek shows something (or the end)."""
-        async with asyncio.timeout(5):
-            while await self.stream.readable():
-                if data := self.stream.peek():
-                    return data
-        return b""
 
 
 @pytest.fixture

@@ -269,7 +269,7 @@ class Lane:
         """
         settings, delivery = self._topic.settings, self._gathered[0]
         reason = type(error).__name__.removesuffix("Error")
-        topic = settings.dead_letter_topic or f"{settings.topic}.dead-letter"
+        topic = settings.dead_letters
         headers = [
             ("syslogger.reason", reason.encode()),
             ("syslogger.topic", settings.topic.encode()),

@@ -612,16 +612,14 @@ class Sender:
             file.write("".join(f"{line}\n" for line in lines))
 
 
-class Load:
-    """Writes numbered messages for rsyslog at a steady rate, in a thread, until it is told to stop."""
+class Numbers:
+    """So many numbered messages were sent, by a thread that a subclass says (`_send`), until it is told to stop."""
 
-    def __init__(self, sender: Sender, per_second: int, name: str = "a") -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self.count = 0
-        self._sender = sender
-        self._per_tick = per_second // 20
         self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._write)
+        self._thread = threading.Thread(target=self._send)
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -631,7 +629,19 @@ class Load:
         self._stop.set()
         self._thread.join()
 
-    def _write(self) -> None:
+    def _send(self) -> None:
+        raise NotImplementedError
+
+
+class Load(Numbers):
+    """Writes numbered messages for rsyslog at a steady rate."""
+
+    def __init__(self, sender: Sender, per_second: int, name: str = "a") -> None:
+        super().__init__(name)
+        self._sender = sender
+        self._per_tick = per_second // 20
+
+    def _send(self) -> None:
         while not self._stop.wait(0.05):
             self._sender.write(*numbered(self.name, self._per_tick, self.count))
             self.count += self._per_tick

@@ -6,15 +6,13 @@ import os
 import select
 import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Self
 
 import pytest
 
-from tests.system.parts import Kafka43, Load, Syslogger, free_port, numbered, until
+from tests.system.parts import Kafka43, Load, Numbers, Syslogger, free_port, numbered, until
 from tests.system.store import Kept
 
 RSYSLOG_BATCH = 128
@@ -24,29 +22,18 @@ V2 = b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02%c\xc6\x33\x64\1\x12\x67\x05\
 """A PROXY header for 192.0.2.x:4711."""
 
 
-class Talker:
+class Talker(Numbers):
     """A peer that sends numbered lines as fast as it may, on one connection, until it is told to end.
 
     As rsyslog it looks for a FIN before each send, and then connects anew.
     """
 
     def __init__(self, name: str, connect: Callable[[], socket.socket]) -> None:
-        self.name = name
-        self.count = 0
+        super().__init__(name)
         self.connections = 0
         self._connect = connect
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._talk)
 
-    def __enter__(self) -> Self:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _talk(self) -> None:
+    def _send(self) -> None:
         while not self._stop.is_set():
             with self._connect() as peer:
                 self.connections += 1
